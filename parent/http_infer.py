@@ -1,0 +1,450 @@
+"""An inference over HTTP, apart from any socket: from body chunks to a request, from a response to body pieces (spec 6.4).
+
+``InferBody`` takes the body as it arrives, in chunks of any size, and copies tensors straight into the block that the model will
+read. ``encode`` leaves large outputs where they are. In between lies ``InferHeader``, the JSON part parsed, checked and laid out: for
+binary inputs it depends on nothing but the model and its own bytes, which clients repeat, so it is remembered.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import msgspec
+
+from ..shm.arena import Block
+from ..shm.dtype import BY_NAME, BYTES, element_count
+from . import json_tensor
+from .errors import InvalidArgument, Unsupported
+from .request import Output, Response
+from .validation import GivenInput, Layout, Placement, check_strings, lay_out, output_indices
+
+if TYPE_CHECKING:
+    from .model import Model
+
+SMALL_BYTES = 16 << 10
+"""Outputs up to this size are copied into one piece with the JSON, which is cheaper than handing each to the socket."""
+
+_REMEMBERED_BYTES = 4096
+_REMEMBERED = 256
+_SEQUENCE_START, _SEQUENCE_END = 1, 2
+_SOURCES = ("data", "binary_data_size", "shared_memory_region")
+
+Extras = Tuple[Any, ...]
+
+
+class RequestedOutput(NamedTuple):
+    """How the client wants one output."""
+
+    binary: bool
+
+
+class InferHeader(NamedTuple):
+    """The JSON part of a request.
+
+    ``layout``: where the inputs go. ``literals``: (offset, bytes) of inputs given in the JSON itself. ``binary``: the inputs whose bytes
+    follow, in order. ``extras``: as a message has them. ``outputs``: None for all of them, as ``default_binary`` says.
+    """
+
+    request_id: str
+    layout: Layout
+    literals: Sequence[Tuple[int, bytes]]
+    binary: Sequence[Placement]
+    binary_bytes: int
+    extras: Extras
+    outputs: Optional[Dict[str, RequestedOutput]]
+    default_binary: bool
+
+    def wants_binary(self, name: str) -> bool:
+        if self.outputs is not None and name in self.outputs:
+            return self.outputs[name].binary
+        return self.default_binary
+
+
+def remembered_header(model: Model, data: bytes) -> InferHeader:
+    """What ``parse_header`` says of ``data``, parsed only once where that is possible."""
+    header: Optional[InferHeader] = model.memo.get(data)
+    if header is None:
+        header = parse_header(model, data)
+        if len(data) <= _REMEMBERED_BYTES and not header.literals:
+            _remember(model, data, header)
+    return header
+
+
+def _remember(model: Model, key: Any, value: Any) -> None:
+    if len(model.memo) >= _REMEMBERED:
+        model.memo.clear()
+    model.memo[key] = value
+
+
+def parse_header(model: Model, data: bytes) -> InferHeader:
+    """Parses, checks and lays out the JSON part of a request.
+
+    Raises:
+        InvalidArgument: what is wrong, in Triton's words.
+        Unsupported: it asks for something this server does not have.
+    """
+    document = json_tensor.decode_document(data)
+    request_id = _member(document, "id", str, "string", "")
+    default_binary, extras = _parse_parameters(_parameters_of(document), request_id)
+    inputs = _member(document, "inputs", list, "array")
+    given: List[GivenInput] = []
+    texts: List[Optional[bytes]] = []
+    for one in inputs:
+        source, text = _parse_input(model, one)
+        given.append(source)
+        texts.append(text)
+    layout = lay_out(model, given)
+    literals = [(place.offset, text) for place, text in zip(layout.placements, texts) if text is not None]
+    binary = [place for place, text in zip(layout.placements, texts) if text is None]
+    outputs = _parse_outputs(document, default_binary)
+    indices = output_indices(model, [name for name, _ in outputs])
+    if indices is not None:
+        extras = (request_id, indices, *extras[2:]) if extras else (request_id, indices, "{}", 0, 0, 0)
+    return InferHeader(
+        request_id, layout, literals, binary, sum(p.nbytes for p in binary), extras, dict(outputs) or None, default_binary
+    )  # fmt: skip
+
+
+def _member(document: Any, key: str, kind: type, kind_name: str, default: Any = ...) -> Any:
+    """A member of a JSON object, of that kind; the texts are Triton's."""
+    value = document.get(key, default) if isinstance(document, dict) else default
+    if value is ...:
+        raise InvalidArgument(f"Unable to parse '{key}': attempt to access non-existing object member '{key}'")
+    if not isinstance(value, kind):
+        what = "JSON non-array as array" if kind is list else f"JSON non-{kind_name} as {kind_name}"
+        raise InvalidArgument(f"Unable to parse '{key}': attempt to access {what}")
+    return value
+
+
+def _parameters_of(document: Any) -> Dict[str, Any]:
+    return _member(document, "parameters", dict, "object", {})  # type: ignore[no-any-return]
+
+
+def _parse_input(model: Model, one: Any) -> Tuple[GivenInput, Optional[bytes]]:
+    """An input, and its bytes if they are in the JSON."""
+    name = _member(one, "name", str, "string")
+    shape = _parse_shape(_member(one, "shape", list, "array"))
+    datatype = _member(one, "datatype", str, "string")
+    dtype = BY_NAME.get(datatype)
+    if dtype is None:
+        raise InvalidArgument(f"invalid datatype for input {name}")
+    parameters = _parameters_of(one)
+    present = [key for key in _SOURCES if key in (one if key == "data" else parameters)]
+    if len(present) != 1:
+        found = "no field is set" if not present else "set " + ", ".join(f"'{key}'" for key in present)
+        raise InvalidArgument(
+            "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', "
+            f"'shared_memory_region' in 'parameters'. But {found}"
+        )
+    if present[0] == "data":
+        spec = next((s for s in model.inputs if s.name == name), None)
+        # Of a wrong name or type lay_out will say so; only its elements must not be looked at then.
+        text = json_tensor.encode_input(name, one["data"], dtype, shape) if spec and spec.dtype is dtype else b""
+        return GivenInput(name, datatype, shape, len(text)), text
+    if present[0] == "binary_data_size":
+        return GivenInput(name, datatype, shape, _unsigned(parameters, "binary_data_size")), None
+    raise Unsupported("client shared memory is not supported by this version of stublet")
+
+
+def _parse_shape(shape: List[Any]) -> Tuple[int, ...]:
+    if any(type(dim) is not int or dim < 0 for dim in shape):
+        raise InvalidArgument("Unable to parse 'shape': attempt to access JSON non-unsigned-integer as unsigned-integer")
+    return tuple(shape)
+
+
+def _unsigned(parameters: Dict[str, Any], key: str) -> int:
+    value = parameters[key]
+    if type(value) is not int or not 0 <= value < 2**64:
+        raise InvalidArgument(f"Unable to parse '{key}': attempt to access JSON non-unsigned-integer as unsigned-integer")
+    return value
+
+
+def _boolean(parameters: Dict[str, Any], key: str) -> bool:
+    value = parameters[key]
+    if type(value) is not bool:
+        raise InvalidArgument(f"Unable to parse '{key}': attempt to access JSON non-boolean as boolean")
+    return value
+
+
+def _parse_parameters(parameters: Dict[str, Any], request_id: str) -> Tuple[bool, Extras]:
+    """(whether outputs are binary by default, extras of the message)."""
+    default_binary, correlation_id, flags, timeout = False, 0, 0, 0
+    own: Dict[str, Any] = {}
+    for key, value in parameters.items():
+        if key == "binary_data_output":
+            default_binary = _boolean(parameters, key)
+        elif key == "sequence_id":
+            correlation_id = value if isinstance(value, str) else _unsigned(parameters, key)
+        elif key == "sequence_start":
+            flags |= _SEQUENCE_START if _boolean(parameters, key) else 0
+        elif key == "sequence_end":
+            flags |= _SEQUENCE_END if _boolean(parameters, key) else 0
+        elif key == "timeout":
+            timeout = _unsigned(parameters, key)
+        elif key == "priority":
+            _unsigned(parameters, key)
+        elif key.startswith("triton_"):
+            raise InvalidArgument(
+                "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
+            )
+        elif isinstance(value, (bool, int, float, str)):
+            own[key] = value
+        else:
+            raise InvalidArgument(f"parameter '{key}' has invalid type. It should be either 'int', 'bool', or 'string'.")
+    if not (request_id or own or correlation_id or flags or timeout):
+        return default_binary, ()
+    return default_binary, (request_id, None, msgspec.json.encode(own).decode(), correlation_id, flags, timeout)
+
+
+def _parse_outputs(document: Any, default_binary: bool) -> List[Tuple[str, RequestedOutput]]:
+    outputs = []
+    for one in _member(document, "outputs", list, "array", []):
+        name = _member(one, "name", str, "string")
+        parameters = _parameters_of(one)
+        for key in ("classification", "shared_memory_region"):
+            if key in parameters:
+                raise Unsupported(f"'{key}' of output '{name}' is not supported by this version of stublet")
+        binary = _boolean(parameters, "binary_data") if "binary_data" in parameters else default_binary
+        outputs.append((name, RequestedOutput(binary)))
+    return outputs
+
+
+class InferBody:
+    """A request body on its way in. ``feed`` each chunk, then ``finish``; ``abandon`` if it ends early or an error was raised.
+
+    Args:
+        header_length: of ``Inference-Header-Content-Length``; None when the body is all JSON, 0 when it is all data of the one input.
+        content_length: of the whole body, None when it comes chunked.
+        limit: most bytes of JSON, or of raw data, to take.
+    """
+
+    def __init__(
+        self, model: Model, header_length: Optional[int], content_length: Optional[int], limit: int
+    ) -> None:
+        self._model = model
+        self._limit = limit
+        self._whole = not header_length
+        self._raw = header_length == 0
+        self._header_length = header_length
+        self._content_length = content_length
+        self._buffer = bytearray()
+        self._received = 0
+        self._block: Optional[Block] = None
+        self._header: Optional[InferHeader] = None
+        self._next = 0  # which binary input the next byte belongs to
+        self._filled = 0  # how many bytes of it are there
+        if header_length is not None and (header_length < 0 or content_length is not None and header_length > content_length):
+            self._bad_header_length(content_length)
+        if self._whole and content_length is not None:
+            self._check_limit(content_length)
+        elif header_length is not None:
+            self._check_limit(header_length)
+
+    def feed(self, chunk: bytes) -> None:
+        """Takes the next bytes.
+
+        Raises:
+            InvalidArgument, Unsupported: the request is wrong; nothing more need be fed.
+            Unavailable: no room for its inputs.
+        """
+        self._received += len(chunk)
+        if self._whole:
+            self._check_limit(self._received)
+            self._buffer += chunk
+            return
+        if self._header is None:
+            assert self._header_length is not None
+            missing = self._header_length - len(self._buffer)
+            if not self._buffer and len(chunk) >= missing:
+                head = chunk[:missing]
+            else:
+                self._buffer += chunk[:missing]
+                if len(self._buffer) < self._header_length:
+                    return
+                head = bytes(self._buffer)
+                self._buffer.clear()
+            self._begin(remembered_header(self._model, head))
+            if len(chunk) > missing:
+                self._fill(memoryview(chunk)[missing:])
+        else:
+            self._fill(memoryview(chunk))
+
+    def finish(self) -> Tuple[InferHeader, Block]:
+        """The whole body is there: the request, whose block is the caller's from now on.
+
+        Raises:
+            InvalidArgument, Unsupported, Unavailable: as ``feed``.
+        """
+        if self._raw:
+            self._finish_raw()
+        elif self._whole:
+            self._begin(parse_header(self._model, bytes(self._buffer)))
+            self._buffer.clear()
+        elif self._header is None:
+            self._bad_header_length(self._received)
+        header, block = self._header, self._block
+        assert header is not None and block is not None
+        self._skip_full()
+        if self._next < len(header.binary):
+            place = header.binary[self._next]
+            raise InvalidArgument(
+                f"unexpected size for input '{place.spec.name}', expecting {place.nbytes - self._filled} additional bytes for model "
+                f"'{self._model.name}'"
+            )
+        for place in header.layout.placements:
+            if place.spec.dtype is BYTES:
+                start = block.offset + place.offset
+                check_strings(self._model, place, memoryview(block.segment.memory)[start : start + place.nbytes])
+        self._block = None
+        return header, block
+
+    def abandon(self) -> None:
+        """Gives the memory back."""
+        if self._block is not None:
+            self._block.arena.dropped.append(self._block)
+            self._block = None
+
+    def _begin(self, header: InferHeader) -> None:
+        if self._content_length is not None and not self._raw:
+            announced = self._content_length - (self._header_length or self._content_length)
+            if announced > header.binary_bytes:
+                raise InvalidArgument(f"unexpected additional input data for model '{self._model.name}'")
+            if announced < header.binary_bytes:
+                self._too_short(header, announced)
+        block = self._block = self._model.allocate(header.layout.nbytes)
+        self._header = header
+        for offset, text in header.literals:
+            start = block.offset + offset
+            block.segment.memory[start : start + len(text)] = text
+
+    def _too_short(self, header: InferHeader, announced: int) -> None:
+        for place in header.binary:
+            if announced < place.nbytes:
+                raise InvalidArgument(
+                    f"unexpected size for input '{place.spec.name}', expecting {place.nbytes - announced} additional bytes for model "
+                    f"'{self._model.name}'"
+                )
+            announced -= place.nbytes
+
+    def _fill(self, data: memoryview) -> None:
+        assert self._header is not None and self._block is not None
+        binary, memory, base = self._header.binary, self._block.segment.memory, self._block.offset
+        while data:
+            self._skip_full()
+            if self._next == len(binary):
+                raise InvalidArgument(f"unexpected additional input data for model '{self._model.name}'")
+            place = binary[self._next]
+            take = min(len(data), place.nbytes - self._filled)
+            start = base + place.offset + self._filled
+            memory[start : start + take] = data[:take]
+            self._filled += take
+            data = data[take:]
+
+    def _skip_full(self) -> None:
+        assert self._header is not None
+        binary = self._header.binary
+        while self._next < len(binary) and self._filled == binary[self._next].nbytes:
+            self._next += 1
+            self._filled = 0
+
+    def _finish_raw(self) -> None:
+        """A body that is nothing but the data of the model's single input (spec 6.4)."""
+        model, data = self._model, bytes(self._buffer)
+        if len(model.inputs) != 1:
+            raise InvalidArgument(
+                f"Raw request must only have 1 input (found 1) to be deduced but got {len(model.inputs)} inputs in '{model.name}' "
+                "model configuration"
+            )
+        spec = model.inputs[0]
+        shape = [1, *spec.shape[1:]] if model.max_batch_size > 0 else list(spec.shape)
+        if spec.dtype is BYTES:
+            data = len(data).to_bytes(4, "little") + data
+            shape = [1 if dim == -1 else dim for dim in shape]
+        elif shape.count(-1) == 1:
+            fixed = element_count([dim for dim in shape if dim != -1]) * spec.dtype.itemsize
+            shape[shape.index(-1)] = len(data) // fixed
+        elif shape.count(-1) > 1:
+            raise InvalidArgument(
+                f"The shape of the raw input '{spec.name}' can not be deduced because there are more than one variable-sized dimension"
+            )
+        layout = lay_out(model, [GivenInput(spec.name, spec.dtype.name, tuple(shape), len(data))])
+        self._begin(InferHeader("", layout, [(0, data)], (), 0, (), None, True))
+
+    def _check_limit(self, nbytes: int) -> None:
+        if nbytes > self._limit:
+            if self._raw:
+                raise InvalidArgument(f"Raw input has a byte_size ({nbytes} bytes) that exceeds the maximum allowed value of {self._limit} bytes")
+            raise InvalidArgument(
+                f"request JSON size of {nbytes} bytes exceeds the maximum allowed input size of {self._limit} bytes. "
+                "Use --http-max-input-size to increase the limit."
+            )
+
+    def _bad_header_length(self, body: Optional[int]) -> None:
+        raise InvalidArgument(f"inference header size should be in range (0, {body or 0}), got: {self._header_length}")
+
+
+class Encoded(NamedTuple):
+    """A response body: its pieces in order, their sum, and the length of the JSON part when binary data follows it."""
+
+    pieces: List[Any]
+    nbytes: int
+    json_bytes: Optional[int]
+
+
+def encode(model: Model, header: InferHeader, response: Response) -> Encoded:
+    """The body of a response, which is released, or will be when the last piece is dropped.
+
+    Raises:
+        InvalidArgument: an output has no JSON form. The response is released.
+    """
+    try:
+        outputs = _ordered(header, response.outputs)
+        binary = [output for output in outputs if header.wants_binary(output.name)]
+        nbytes = sum([output.nbytes for output in binary])
+        head = _remembered_head if len(binary) == len(outputs) else _head
+        text = head(model, header, response, outputs)
+    except InvalidArgument:
+        response.release()
+        raise
+    if nbytes <= SMALL_BYTES:
+        pieces: List[Any] = [b"".join([text, *[o.memory[o.start : o.start + o.nbytes] for o in binary]])]
+        response.release()
+    else:
+        views = {output.name: view for output, view in zip(response.outputs, response.views())}
+        pieces = [text, *[memoryview(views[output.name]) for output in binary if output.nbytes]]
+    return Encoded(pieces, len(text) + nbytes, len(text) if nbytes else None)
+
+
+def _ordered(header: InferHeader, outputs: List[Output]) -> List[Output]:
+    if header.outputs is None or len(outputs) == 1:
+        return outputs
+    place = {name: i for i, name in enumerate(header.outputs)}
+    return sorted(outputs, key=lambda output: place[output.name])
+
+
+def _remembered_head(model: Model, header: InferHeader, response: Response, outputs: List[Output]) -> bytes:
+    """The JSON part of an all-binary response: it depends only on what is in the key, which repeats."""
+    key = (header.request_id, response.parameters, *[(o.name, o.dtype.code, o.shape, o.nbytes) for o in outputs])
+    head: Optional[bytes] = model.memo.get(key)
+    if head is None:
+        head = _head(model, header, response, outputs)
+        _remember(model, key, head)
+    return head
+
+
+def _head(model: Model, header: InferHeader, response: Response, outputs: List[Output]) -> bytes:
+    parts = []
+    for output in outputs:
+        start = msgspec.json.encode({"name": output.name, "datatype": output.dtype.name, "shape": output.shape})[:-1]
+        if header.wants_binary(output.name):
+            parts.append(start + b',"parameters":{"binary_data_size":%d}}' % output.nbytes)
+        else:
+            wire = memoryview(output.memory)[output.start : output.start + output.nbytes]
+            parts.append(start + b',"data":' + json_tensor.decode_output(output.name, wire, output.dtype) + b"}")
+    about: Dict[str, Any] = {"id": header.request_id} if header.request_id else {}
+    about["model_name"] = model.name
+    about["model_version"] = str(model.version)
+    text = msgspec.json.encode(about)[:-1]
+    if response.parameters not in ("", "{}"):
+        text += b',"parameters":' + response.parameters.encode()
+    return text + b',"outputs":[' + b",".join(parts) + b"]}"

@@ -1,0 +1,201 @@
+"""uvicorn's HTTP protocol with a short way for inferences.
+
+Through ASGI an inference costs a task, an event, two futures, a dozen dictionaries and two writes to the socket, and uvicorn joins body
+chunks before the application sees them: together more than twice what the rest of the server does for a small request, and two copies
+of a large one. So where a POST to ``.../infer`` has nothing special about it, this class does the same with callbacks: chunks go from
+the parser into shared memory, the outcome is written when the stub's reply is read, in one piece. Everything else about the
+connection (parsing, keep-alive, pipelining, shutting down), and every other request, is uvicorn's.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any, List, Optional, Tuple
+from urllib.parse import unquote
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from . import http_infer
+from .errors import InternalError, ServerError, Unsupported
+from .http import NO_DECOUPLED, HttpFrontEnd, InferFields
+from .model import Model
+from .request import Outcome, Request, Response
+
+logger = logging.getLogger(__name__)
+
+_STATUS_LINE = {
+    200: b"HTTP/1.1 200 OK\r\n",
+    400: b"HTTP/1.1 400 Bad Request\r\n",
+    404: b"HTTP/1.1 404 Not Found\r\n",
+    500: b"HTTP/1.1 500 Internal Server Error\r\n",
+    501: b"HTTP/1.1 501 Not Implemented\r\n",
+    503: b"HTTP/1.1 503 Service Unavailable\r\n",
+}
+_CLOSE = b"connection: close\r\n"
+
+
+class _NoEvent:
+    """uvicorn sets the event of a cycle whose connection is lost; nobody waits for it here."""
+
+    def set(self) -> None:
+        return
+
+
+class InferCycle:
+    """One inference: what uvicorn needs to know of a request, and nothing more."""
+
+    __slots__ = ("_header", "_model", "_protocol", "body", "disconnected", "keep_alive", "response_complete")
+
+    message_event = _NoEvent()
+
+    def __init__(self, protocol: InferProtocol, model: Model, body: http_infer.InferBody, keep_alive: bool) -> None:
+        self._protocol = protocol
+        self._model = model
+        self.body = body
+        self.keep_alive = keep_alive
+        self.disconnected = False
+        self.response_complete = False
+
+    def feed(self, chunk: bytes) -> None:
+        try:
+            self.body.feed(chunk)
+        except ServerError as error:
+            self.body.abandon()
+            self._fail(error)
+
+    def submit(self) -> None:
+        """The body is complete: on to the model."""
+        model = self._model
+        try:
+            header, block = self.body.finish()
+            self._header = header
+            model.submit(Request(block, header.layout.nbytes, header.layout.inputs, header.extras, self._settle))
+        except ServerError as error:
+            self.body.abandon()
+            self._fail(error)
+
+    def _settle(self, outcome: Outcome) -> None:
+        protocol = self._protocol
+        if threading.get_ident() == protocol.loop_thread:
+            self._respond(outcome)
+        else:
+            protocol.loop.call_soon_threadsafe(self._respond, outcome)
+
+    def _respond(self, outcome: Outcome) -> None:
+        if self.disconnected:
+            if isinstance(outcome, Response):
+                outcome.release()
+            return
+        if isinstance(outcome, ServerError):
+            self._fail(outcome)
+            return
+        try:
+            encoded = http_infer.encode(self._model, self._header, outcome)
+        except ServerError as error:
+            self._fail(error)
+            return
+        except Exception:
+            logger.exception("the response of model '%s' could not be written", self._model.name)
+            outcome.release()
+            self._fail(InternalError("internal error: the server's log has the details"))
+            return
+        if encoded.json_bytes is None:
+            head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n" % encoded.nbytes
+        else:
+            head = (
+                b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
+                b"content-length: %d\r\n" % (encoded.json_bytes, encoded.nbytes)
+            )
+        self._write(head, encoded.pieces)
+
+    def _fail(self, error: ServerError) -> None:
+        if self.disconnected:
+            return
+        body = msgspec.json.encode({"error": str(error)})
+        head = _STATUS_LINE[error.http_status] + b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+        self._write(head, [body])
+
+    def _write(self, head: bytes, pieces: List[Any]) -> None:
+        transport = self._protocol.transport
+        end = b"\r\n" if self.keep_alive else _CLOSE + b"\r\n"
+        if len(pieces) == 1:
+            transport.write(b"".join((head, end, pieces[0])))
+        else:
+            transport.writelines((head + end, *pieces))
+        self.response_complete = True
+        if not self.keep_alive:
+            transport.close()
+        self._protocol.on_response_complete()
+
+
+class InferProtocol(HttpToolsProtocol):
+    """The protocol class for uvicorn's ``http`` setting; ``config.app`` must be the front end."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        front_end = self.config.app
+        assert isinstance(front_end, HttpFrontEnd)
+        self._front_end = front_end
+        self.loop_thread = front_end.thread
+
+    def on_message_begin(self) -> None:
+        # uvicorn's scope is made only when ASGI is to be used.
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+
+    def on_headers_complete(self) -> None:
+        cycle = self._infer_cycle()
+        if cycle is not None:
+            self.cycle = cycle  # type: ignore[assignment]
+            return
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expect
+        self.headers.extend(headers)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        cycle = self.cycle
+        if type(cycle) is not InferCycle:
+            super().on_body(body)
+        elif not cycle.response_complete:
+            cycle.feed(body)
+
+    def on_message_complete(self) -> None:
+        cycle = self.cycle
+        if type(cycle) is not InferCycle:
+            super().on_message_complete()
+        elif not cycle.response_complete:
+            cycle.submit()
+
+    def connection_lost(self, exc: Optional[Exception]) -> None:
+        cycle = self.cycle
+        if type(cycle) is InferCycle and not cycle.response_complete:
+            cycle.body.abandon()
+        super().connection_lost(exc)
+
+    def _infer_cycle(self) -> Optional[InferCycle]:
+        """The short way for the request whose headers are complete; None if it has to take the long one."""
+        if not self.url.endswith(b"/infer") or self.parser.get_method() != b"POST" or self.expect_100_continue:
+            return None
+        busy = self.cycle is not None and not self.cycle.response_complete
+        if busy or self.parser.should_upgrade() or self.parser.get_http_version() != "1.1":
+            return None
+        fields = InferFields.of(self.headers)
+        if fields.content_encoding or fields.accept_encoding:
+            return None
+        target: Optional[Tuple[str, Optional[int]]] = self._front_end.infer_target(unquote(self.url.decode("latin-1")))
+        if target is None:
+            return None
+        try:
+            model = self._front_end.core.find(*target)
+            if model.decoupled:
+                raise Unsupported(NO_DECOUPLED)
+            body = http_infer.InferBody(model, fields.header_length, fields.content_length, self._front_end.limit)
+        except ServerError:
+            # The long way raises it too, and then answers.
+            return None
+        return InferCycle(self, model, body, self.parser.should_keep_alive())

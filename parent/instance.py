@@ -1,0 +1,417 @@
+"""One instance of a model: its stub process, its rings, and what it has been lent."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Deque, Dict, List, Optional, Set, Tuple
+
+from ..shm.arena import Block
+from ..shm.control import FAILED, GROW, HELLO, LOAD, LOG, NO_SEGMENT, READY, SEGMENT, ControlSocket
+from ..shm.dtype import BY_CODE
+from ..shm.errors import OutOfSharedMemory, PeerGone, ProtocolError
+from ..shm.message import EXECUTE, FINALIZE, INDIRECT, PROTOCOL_VERSION, RESULTS, Packer, decode_up
+from ..shm.polling import PollBudget, poll_limit
+from ..shm.ring import CHANNEL_BYTES, RECORD_BYTES, Consumer, Producer, Words
+from ..shm.segment import Segment, SegmentTable
+from . import errors
+from .lifecycle import Event, IllegalTransition, State, advance
+from .log import stub_logger
+from .model_config import InstanceSpec
+from .request import Lease, Outcome, Output, Request, Response
+from .stub_output import LineReader
+
+if TYPE_CHECKING:
+    from .model import Model
+
+STUB_POLL_US = 200
+PARENT_POLL_US = 100
+
+logger = logging.getLogger(__name__)
+
+
+class LoadFailed(Exception):
+    """An instance could not be made ready; the text is the reason."""
+
+
+class Instance:
+    """``start`` makes the stub; from then on ``state`` says how it is. Methods named ``on_`` run in the server's loop; those that touch
+    the rings (``hand``, ``flush``, ``drain``) are called under the model's lock, in any thread."""
+
+    def __init__(self, model: Model, spec: InstanceSpec) -> None:
+        self.model = model
+        self.name = spec.name
+        self.spec = spec
+        self.state = State.STARTING
+        self.reason = ""
+        self.pid: Optional[int] = None
+        self.in_flight: Dict[int, Request] = {}
+        self.pollers = 0
+        self.poll = PollBudget(poll_limit(PARENT_POLL_US))
+        self._loop = asyncio.get_running_loop()
+        self.loaded: asyncio.Future[None] = self._loop.create_future()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._handed = 0
+        self._pending: List[Tuple[Any, ...]] = []
+        self._lent: Dict[Tuple[int, int], Block] = {}
+        self._kept: Set[Tuple[int, int]] = set()
+        self._releases: Deque[Tuple[int, int]] = deque()
+        self._segments = SegmentTable()
+        self._pack = Packer()
+        self._pidfd: Optional[int] = None
+        self._unwritten_finalize = False
+        self._log = stub_logger(self)
+
+    def start(self) -> None:
+        """Asks the fork server for the process. News of it arrives as events.
+
+        Raises:
+            OutOfSharedMemory: no room for its memory.
+        """
+        server = self.model.server
+        self._channel = Segment.create(0, CHANNEL_BYTES)
+        words = Words(self._channel)
+        words.format()
+        self._words = words
+        # Non-blocking at both ends: a bell that is read twice is no reason to wait.
+        self._down_bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.up_bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._down = Producer(words, "down", self._down_bell)
+        self._up = Consumer(words, "up", self.up_bell)
+        self._control, far = ControlSocket.pair()
+        self._stdout = LineReader(self._loop, lambda line: self._log(logging.INFO, "stdout", 0, line))
+        self._stderr = LineReader(self._loop, lambda line: self._log(logging.WARNING, "stderr", 0, line))
+        self._control.set_blocking(False)
+        self._loop.add_reader(self._control.fileno(), self._on_control)
+        with far:
+            server.spawner.spawn(
+                self, self.model.interpreter, self.model.environment, (far.fileno(), self._stdout.write_end, self._stderr.write_end)
+            )
+        self._stdout.close_write_end()
+        self._stderr.close_write_end()
+
+    # Life
+
+    def on_spawned(self, pid: int) -> None:
+        self.pid = pid
+        with suppress(ProcessLookupError):
+            self._pidfd = os.pidfd_open(pid)
+
+    def on_exit(self, status: Optional[int]) -> None:
+        """The process ended: with that exit code, or, negative, by that signal; None when nobody could wait for it."""
+        how = _describe_exit(status)
+        self._loop.remove_reader(self._control.fileno())
+        with suppress(PeerGone, BlockingIOError, ProtocolError, IllegalTransition, TypeError, ValueError, KeyError):
+            while True:
+                # What it said last, its reason above all.
+                self._handle(*self._control.receive())
+        self._stdout.finish()
+        self._stderr.finish()
+        was = self.state
+        self.state = advance(self.state, Event.EXITED)
+        if self.state is State.FAILED and not self.reason:
+            doing = "loading the model" if was is not State.READY else "serving"
+            self.reason = f"Stub process '{self.name}' is not healthy: it ended with {how} while {doing} (pid {self.pid})"
+            last = self._stderr.last_lines()
+            if last and was is not State.READY:
+                self.reason += f"; its last words were:\n{last}"
+            logger.error("%s", self.reason)
+        if not self.loaded.done():
+            self.loaded.set_exception(LoadFailed(self.reason or f"the stub was stopped ({how})"))
+        if was is State.READY or was is State.STOPPING:
+            self._loop.remove_reader(self.up_bell)
+            self.model.instance_gone(self)
+        self._close()
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def abandoned(self) -> Tuple[List[Tuple[Request, errors.ServerError]], List[Request]]:
+        """After the end: the requests that were being executed, with the error for each, and those that had not been started."""
+        with suppress(ProtocolError):
+            for request, outcome in self.drain():
+                request.done(outcome)
+        started = self._words.started
+        lost: List[Tuple[Request, errors.ServerError]] = []
+        unstarted = []
+        for key, request in self.in_flight.items():
+            if key < started:
+                lost.append((request, errors.Unavailable(f"{self.reason or 'the model is being unloaded'}")))
+                self._lent.pop(request.block.key).release()
+            else:
+                unstarted.append(request)
+                self._lent.pop(request.block.key)
+        self.in_flight.clear()
+        self._pending.clear()
+        for block in self._lent.values():
+            block.release()
+        self._lent.clear()
+        self._kept.clear()
+        return lost, unstarted
+
+    def finalize(self) -> None:
+        """Tells the stub to finish what it was handed, call finalize, and exit."""
+        if self.state is State.READY:
+            with self.model.lock:
+                self._unwritten_finalize = True
+                self.flush()
+        self._advance(Event.STOP)
+
+    def kill(self) -> None:
+        """Ends the process, whatever it does."""
+        if self._pidfd is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def condemn(self, why: str) -> None:
+        """The stub broke the protocol: it is ended, and fails what it holds."""
+        if self.state not in (State.FAILED, State.STOPPED):
+            self.reason = self.reason or f"Stub process '{self.name}' is not healthy: it was ended for a protocol error: {why}"
+            logger.error("%s", self.reason)
+            self.kill()
+
+    def announce(self, segment: Segment) -> None:
+        """Sends a segment of the model's request arena. In any thread."""
+        assert segment.fd is not None
+        self._tell((SEGMENT, segment.id, segment.size, False), [segment.fd])
+
+    def _close(self) -> None:
+        self._control.close()
+        for fd in (self._down_bell, self.up_bell, self._pidfd):
+            if fd is not None:
+                os.close(fd)
+        self._pidfd = None
+        self._channel.close()
+
+    def _advance(self, event: Event) -> None:
+        self.state = advance(self.state, event)
+
+    # The control socket
+
+    def _on_control(self) -> None:
+        try:
+            self._handle(*self._control.receive())
+        except BlockingIOError:
+            return
+        except PeerGone:
+            # The fork server will say how the process ended; until then there is nothing more to read.
+            self._loop.remove_reader(self._control.fileno())
+        except (ProtocolError, IllegalTransition) as error:
+            self.condemn(str(error))
+        except (TypeError, ValueError, KeyError) as error:
+            self.condemn(f"malformed control message: {error}")
+
+    def _handle(self, message: Tuple[Any, ...], fds: List[int]) -> None:
+        for fd in fds:
+            os.close(fd)
+        kind, *parts = message
+        if kind == LOG:
+            level, file, line, text = parts
+            self._log(_LEVELS[level], file, line, text)
+        elif kind == GROW:
+            (nbytes,) = parts
+            self._grow(nbytes)
+        elif kind == HELLO:
+            protocol, python, numpy, executable = parts
+            self._advance(Event.HELLO)
+            if protocol != PROTOCOL_VERSION:
+                raise ProtocolError(f"the stub speaks protocol {protocol}, this server {PROTOCOL_VERSION}; install one version of stublet")
+            logger.debug("stub '%s' (pid %s): Python %s, numpy %s, %s", self.name, self.pid, python, numpy, executable)
+            self._load()
+        elif kind == READY:
+            self._advance(Event.LOADED)
+            if self.state is State.READY:
+                self._up.lie_down()
+                self._loop.add_reader(self.up_bell, self.model.on_bell, self)
+                self.model.instance_ready(self)
+            self.loaded.set_result(None)
+        elif kind == FAILED:
+            text, trace = parts
+            self._advance(Event.LOAD_FAILED)
+            self.reason = text
+            if trace:
+                logger.error("model '%s', instance '%s' did not load:\n%s", self.model.name, self.name, trace.rstrip())
+            self.loaded.set_exception(LoadFailed(text))
+        else:
+            raise ProtocolError(f"no control message begins with {kind!r}")
+
+    def _load(self) -> None:
+        model = self.model
+        settings = {
+            "path": model.path,
+            "args": {
+                "model_config": model.config_json,
+                "model_instance_kind": self.spec.kind,
+                "model_instance_name": self.name,
+                "model_instance_device_id": str(self.spec.device),
+                "model_repository": model.directory,
+                "model_version": str(model.version),
+                "model_name": model.name,
+            },
+            "inputs": [spec.name for spec in model.inputs],
+            "outputs": [spec.name for spec in model.outputs],
+            "poll_us": STUB_POLL_US if poll_limit(STUB_POLL_US) else 0,
+            "quantum": model.server.options.backend.shm_growth_byte_size,
+        }
+        assert self._channel.fd is not None
+        self._tell((LOAD, settings), [self._channel.fd, self._down_bell, self.up_bell])
+        self._channel.close()
+        for segment in model.segments:
+            self.announce(segment)
+        self._grow(model.server.options.backend.shm_default_byte_size)
+
+    def _grow(self, nbytes: int) -> None:
+        """Gives the stub's arena another segment."""
+        if type(nbytes) is not int or nbytes <= 0:
+            raise ProtocolError(f"the stub asks for {nbytes!r} bytes of shared memory")
+        try:
+            segment = Segment.create(self.model.server.next_segment_id(), nbytes)
+        except OutOfSharedMemory as error:
+            logger.error("model '%s', instance '%s': %s", self.model.name, self.name, error)
+            self._tell((SEGMENT, NO_SEGMENT, nbytes, True), [])
+            return
+        self._segments[segment.id] = segment
+        self._tell((SEGMENT, segment.id, segment.size, True), [segment.fd or 0])
+        segment.close()
+
+    def _tell(self, message: Tuple[Any, ...], fds: List[int]) -> None:
+        try:
+            self._control.send(message, fds)
+        except PeerGone:
+            return
+        except TimeoutError as error:
+            self.condemn(str(error))
+
+    # The rings
+
+    def hand(self, request: Request) -> None:
+        """Puts a request in the next record."""
+        key = self._handed
+        self._handed = key + 1
+        block = request.block
+        self.in_flight[key] = request
+        self._lent[block.key] = block
+        self._pending.append(((key, block.segment.id, block.offset, request.nbytes, request.inputs, request.extras),))
+
+    def flush(self) -> None:
+        """Writes what is pending as one record and rings the bell if the stub sleeps."""
+        if self._pending:
+            releases = []
+            while self._releases:
+                releases.append(self._releases.popleft())
+            record = self._pack((EXECUTE, releases, self._pending))
+            if len(record) > RECORD_BYTES:
+                record = self._indirect(record)
+            if not self._down.push(record):
+                # Cannot be: a record holds at least one request, and no more are handed over than there are slots.
+                raise ProtocolError("the stub does not take its records")
+            self._pending = []
+        if self._unwritten_finalize and self._down.push(self._pack((FINALIZE,))):
+            self._unwritten_finalize = False
+        self._down.ring()
+
+    def _indirect(self, record: bytes) -> bytes:
+        block = self.model.arena.allocate(len(record))
+        block.segment.memory[block.offset : block.offset + len(record)] = record
+        self._lent[block.key] = block
+        self._kept.add(block.key)
+        return self._pack((INDIRECT, *block.key, len(record)))
+
+    def ready(self) -> bool:
+        """Whether a record of the stub's waits."""
+        return self._up.ready()
+
+    def awake(self) -> None:
+        """This side polls from now on."""
+        self._up.stay_awake()
+
+    def asleep(self) -> bool:
+        """This side relies on the bell from now on; False when a record has come meanwhile."""
+        return self._up.lie_down()
+
+    def silence(self) -> None:
+        """Empties the bell."""
+        self._up.silence()
+
+    def drain(self) -> List[Tuple[Request, Outcome]]:
+        """Takes every record that is there.
+
+        Raises:
+            ProtocolError: the stub wrote what it may not.
+        """
+        done: List[Tuple[Request, Outcome]] = []
+        while True:
+            record = self._up.pop()
+            if record is None:
+                return done
+            message = decode_up(record)
+            if message[0] == INDIRECT:
+                _, segment_id, offset, nbytes = message
+                memory = self._segments.locate(segment_id, offset, nbytes).memory
+                message = decode_up(memory[offset : offset + nbytes])
+                self._releases.append((segment_id, offset))
+                if message[0] != RESULTS:
+                    raise ProtocolError("an indirect record names another")
+            _, releases, results = message
+            for key in releases:
+                if key not in self._kept:
+                    raise ProtocolError(f"block {key} is given back but was not kept")
+                self._kept.remove(key)
+                self._lent.pop(key).release()
+            for result in results:
+                request = self.in_flight.pop(result[0], None)
+                if request is None:
+                    raise ProtocolError(f"request {result[0]} is answered but was not handed over")
+                done.append((request, self._outcome(request, result)))
+
+    def _outcome(self, request: Request, result: Tuple[Any, ...]) -> Outcome:
+        _, _nanoseconds, kept, blocks, placed, error, parameters = result
+        if error:
+            outcome: Outcome = errors.BY_CODE[error[0]](error[1])
+        else:
+            leases: List[Lease] = []
+            held: List[Optional[Block]] = []
+            for key in blocks:
+                block = None
+                if key[0] not in self._segments:
+                    block = self._lent.get(key)
+                    if block is None:
+                        raise ProtocolError(f"block {key} of an output was not lent")
+                    block.retain()
+                held.append(block)
+                leases.append((self._releases.append, key) if block is None else (block.arena.dropped.append, block))
+            names, outputs = self.model.outputs, []
+            for name, dtype, shape, index, offset, nbytes in placed:
+                block = held[index]
+                start = blocks[index][1] + offset
+                if block is None:
+                    memory = self._segments.locate(blocks[index][0], start, nbytes).memory
+                elif offset + nbytes > block.size:
+                    raise ProtocolError(f"output {name} lies outside its block")
+                else:
+                    memory = block.segment.memory
+                if name >= len(names):
+                    raise ProtocolError(f"output {name} of {len(names)}")
+                outputs.append(Output(names[name].name, BY_CODE[dtype], shape, memory, start, nbytes, index))
+            outcome = Response(outputs, parameters, leases)
+        if kept:
+            self._kept.add(request.block.key)
+        else:
+            self._lent.pop(request.block.key).release()
+        return outcome
+
+
+_LEVELS = {"INFO": logging.INFO, "WARNING": logging.WARNING, "ERROR": logging.ERROR, "VERBOSE": logging.DEBUG}
+
+
+def _describe_exit(status: Optional[int]) -> str:
+    if status is None:
+        return "an unknown status"
+    if status < 0:
+        with suppress(ValueError):
+            return signal.Signals(-status).name
+        return f"signal {-status}"
+    return f"exit code {status}"

@@ -1,0 +1,102 @@
+"""``stublet serve``: from options to an exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from typing import List, Optional
+
+import uvloop
+
+from .cli import EXIT_FAILED, EXIT_OK
+from .core import Core
+from .http import HttpFrontEnd
+from .http_server import HttpServer
+from .options import OptionError, ServerOptions
+from .repository import RepositoryError
+from .spawner import Spawner
+from .status_table import print_status
+
+logger = logging.getLogger(__name__)
+
+_MODELS_SHARE = 0.5
+"""Share of the time for an orderly end that is kept for the models once the front end has been waited for."""
+
+
+def run(options: ServerOptions, spawner: Spawner) -> int:
+    """Serves until a signal; returns the exit status."""
+    try:
+        return uvloop.run(_Run(options, spawner).main())
+    except (OptionError, RepositoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+class _Run:
+    def __init__(self, options: ServerOptions, spawner: Spawner) -> None:
+        self._options = options
+        self._core = Core(options, spawner)
+        self._http: Optional[HttpServer] = None
+        self._signals = 0
+        self._stop = asyncio.Event()
+
+    async def main(self) -> int:
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(signum, self._on_signal, signum)
+        try:
+            if self._options.allow_http:
+                self._http = HttpServer(HttpFrontEnd(self._core), self._options.http_address, self._options.http_port)
+                self._http.start()
+            await self._until_stopped(asyncio.ensure_future(self._core.start()))
+            if self._core.failures and self._options.exit_on_error and not self._stop.is_set():
+                print_status(self._core.status())
+                return EXIT_FAILED
+            if not self._stop.is_set():
+                self._announce()
+                await self._stop.wait()
+            return EXIT_OK
+        finally:
+            await self._end()
+            if self._core.failures and self._options.exit_on_error:
+                for name, reason in self._core.failures.items():
+                    print(f"error: failed to load '{name}': {reason}", file=sys.stderr)
+
+    async def _until_stopped(self, start: asyncio.Future[None]) -> None:
+        stop = asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if start.done():
+            start.result()
+        else:
+            start.cancel()
+
+    def _announce(self) -> None:
+        print_status(self._core.status())
+        lines: List[str] = []
+        if self._http is not None:
+            host = f"[{self._options.http_address}]" if ":" in self._options.http_address else self._options.http_address
+            lines.append(f"HTTP     http://{host}:{self._http.port}")
+        else:
+            lines.append("HTTP     off")
+        lines += ["gRPC     not in this version", "metrics  not in this version"]
+        print("\n".join(lines), flush=True)
+        logger.info("serving %d models; Ctrl-C ends", len(self._core.models))
+
+    def _on_signal(self, signum: int) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            # The fork server sees its socket close and takes the stubs along.
+            os._exit(EXIT_FAILED)
+        logger.info("%s: finishing what runs, then ending (again: end at once)", signal.Signals(signum).name)
+        self._stop.set()
+
+    async def _end(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._options.exit_timeout_secs
+        if self._http is not None:
+            await self._http.stop(self._options.exit_timeout_secs * _MODELS_SHARE)
+        await self._core.stop(max(deadline - loop.time(), 0))

@@ -1,0 +1,295 @@
+"""The embedded server: the same models, stubs and errors, without a network."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from time import perf_counter_ns
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+
+import msgspec
+import numpy as np
+
+from ..shm import bytes_codec
+from ..shm.dtype import BF16, BY_NUMPY, BYTES, DataType
+from .core import Core, ModelStatus
+from .errors import InvalidArgument, ServerError, Unavailable
+from .instance import LoadFailed
+from .model import Model
+from .options import ServerOptions
+from .request import Outcome, Output, Request, Response
+from .spawner import Spawner
+from .validation import GivenInput, lay_out, output_indices
+
+COPIED_BYTES = 16 << 10
+"""Outputs of a response up to this size are copied out of shared memory; larger ones are views of it."""
+
+Parameters = Mapping[str, Union[bool, int, float, str]]
+
+
+class InferResult(Dict[str, np.ndarray]):
+    """Outputs by name. Also says which version answered, and the response's parameters."""
+
+    def __init__(self, model_name: str, model_version: int, parameters: Dict[str, Any]) -> None:
+        super().__init__()
+        self.model_name = model_name
+        self.model_version = model_version
+        self.parameters = parameters
+
+
+class Server:
+    """A server inside this process, as a context manager; ``async with`` works too.
+
+    Args:
+        model_repository: a directory of models, or several.
+        exit_on_error: whether a model that does not load is an error here; otherwise it is one when it is asked for.
+        options: everything else.
+
+    Raises (on entry):
+        LoadFailed: a model did not load.
+        RepositoryError: a repository cannot be read.
+    """
+
+    def __init__(
+        self,
+        model_repository: Union[str, os.PathLike[str], Sequence[Union[str, os.PathLike[str]]]],
+        *,
+        exit_on_error: bool = True,
+        options: Optional[ServerOptions] = None,
+    ) -> None:
+        roots = [model_repository] if isinstance(model_repository, (str, os.PathLike)) else list(model_repository)
+        self._options = options or ServerOptions()
+        self._options.model_repositories = [os.fspath(root) for root in roots]
+        self._exit_on_error = exit_on_error
+        self._loop: Optional[asyncio.AbstractEventLoop] = None
+        self._thread: Optional[threading.Thread] = None
+        self._core: Optional[Core] = None
+
+    def __enter__(self) -> Server:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="stublet-server", daemon=True)
+        self._thread.start()
+        try:
+            asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    async def __aenter__(self) -> Server:
+        return await asyncio.get_running_loop().run_in_executor(None, self.__enter__)
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self._stop)
+
+    async def _start(self) -> None:
+        self._core = Core(self._options, Spawner())
+        await self._core.start()
+        if self._exit_on_error and self._core.failures:
+            name, reason = next(iter(self._core.failures.items()))
+            raise LoadFailed(f"failed to load '{name}': {reason}")
+
+    def _stop(self) -> None:
+        if self._loop is None or self._thread is None:
+            return
+        if self._core is not None:
+            asyncio.run_coroutine_threadsafe(self._core.stop(self._options.exit_timeout_secs), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._loop = self._thread = None
+
+    @property
+    def core(self) -> Core:
+        """The models themselves.
+
+        Raises:
+            Unavailable: the server is not running.
+        """
+        if self._core is None or self._loop is None:
+            raise Unavailable("the server is not running; use it in a with statement")
+        return self._core
+
+    def ready(self) -> bool:
+        """Whether every model serves."""
+        return self.core.ready
+
+    def status(self) -> List[ModelStatus]:
+        """A row for each instance."""
+        return self.core.status()
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        version: Optional[int] = None,
+        outputs: Sequence[str] = (),
+        request_id: str = "",
+        parameters: Optional[Parameters] = None,
+        timeout: Optional[float] = None,
+    ) -> InferResult:
+        """Runs one inference and waits for it. In any thread.
+
+        Args:
+            inputs: arrays by name, of the dtypes of the configuration; object or bytes arrays for BYTES, uint16 for BF16.
+            outputs: names of those wanted; none means all.
+            timeout: seconds to wait.
+
+        Raises:
+            ServerError: one of its classes, as a client would be told.
+            TimeoutError: no answer in time; the request goes on.
+        """
+        found = self.core.find(model, version)
+        waiter = _Waiter()
+        request = _request(found, inputs, outputs, request_id, parameters, waiter.settle)
+        found.submit(request)
+        return _result(found, waiter.wait(found, timeout))
+
+    async def infer_async(
+        self,
+        model: str,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        version: Optional[int] = None,
+        outputs: Sequence[str] = (),
+        request_id: str = "",
+        parameters: Optional[Parameters] = None,
+    ) -> InferResult:
+        """``infer`` for a coroutine of any event loop; see there."""
+        found = self.core.find(model, version)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Outcome] = loop.create_future()
+
+        def settle(outcome: Outcome) -> None:
+            loop.call_soon_threadsafe(_set_unless_done, future, outcome)
+
+        found.submit(_request(found, inputs, outputs, request_id, parameters, settle))
+        return _result(found, await future)
+
+
+def _set_unless_done(future: asyncio.Future[Outcome], outcome: Outcome) -> None:
+    if not future.done():
+        future.set_result(outcome)
+    elif isinstance(outcome, Response):
+        outcome.release()
+
+
+class _Waiter:
+    """Waits in the calling thread: polls the instance's ring itself for a while, then sleeps until the server's loop has the answer.
+
+    To hand the request to the loop's thread and the answer back would cost two wake-ups of a thread, several times the rest.
+    """
+
+    __slots__ = ("_lock", "_outcome")
+
+    def __init__(self) -> None:
+        self._outcome: Optional[Outcome] = None
+        self._lock: Optional[threading.Lock] = None
+
+    def settle(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+        if self._lock is not None:
+            self._lock.release()
+
+    def wait(self, model: Model, timeout: Optional[float]) -> Outcome:
+        if self._outcome is None:
+            self._poll(model)
+        if self._outcome is None:
+            self._sleep(timeout)
+        assert self._outcome is not None
+        return self._outcome
+
+    def _poll(self, model: Model) -> None:
+        instances = [i for i in model.instances if i.in_flight and i.poll.nanoseconds()]
+        if len(instances) != 1:
+            return
+        (instance,) = instances
+        started = perf_counter_ns()
+        deadline = started + instance.poll.nanoseconds()
+        with model.polling(instance):
+            while self._outcome is None and perf_counter_ns() < deadline:
+                if instance.ready():
+                    model.drain(instance)
+        instance.poll.waited(perf_counter_ns() - started)
+
+    def _sleep(self, timeout: Optional[float]) -> None:
+        lock = threading.Lock()
+        lock.acquire()
+        self._lock = lock
+        # settle may have passed between the look at the outcome and the line above, and then releases nothing.
+        if self._outcome is None and not lock.acquire(timeout=-1 if timeout is None else timeout):
+            raise TimeoutError(f"no answer within {timeout} seconds")
+
+
+def _request(
+    model: Model,
+    inputs: Mapping[str, np.ndarray],
+    outputs: Sequence[str],
+    request_id: str,
+    parameters: Optional[Parameters],
+    settle: Any,
+) -> Request:
+    given, datas = [], []
+    for name, array in inputs.items():
+        dtype, data = _wire_form(name, array, model)
+        given.append(GivenInput(name, dtype.name, array.shape, len(data) if isinstance(data, bytes) else data.nbytes))
+        datas.append(data)
+    layout = lay_out(model, given)
+    indices = output_indices(model, outputs)
+    extras: Tuple[Any, ...] = ()
+    if request_id or indices is not None or parameters:
+        extras = (request_id, indices, msgspec.json.encode(parameters or {}).decode(), 0, 0, 0)
+    block = model.allocate(layout.nbytes)
+    memory = block.segment.memory
+    for place, data in zip(layout.placements, datas):
+        start = block.offset + place.offset
+        memory[start : start + place.nbytes] = data
+    return Request(block, layout.nbytes, layout.inputs, extras, settle)
+
+
+def _wire_form(name: str, array: np.ndarray, model: Model) -> Tuple[DataType, Any]:
+    if not isinstance(array, np.ndarray):
+        raise InvalidArgument(f"input '{name}' of model '{model.name}' must be a numpy array, not {type(array).__name__}")
+    dtype = BY_NUMPY.get(array.dtype)
+    if dtype is BYTES or array.dtype.kind == "S":
+        items = array.reshape(-1).tolist()
+        return BYTES, bytes_codec.encode([i if isinstance(i, bytes) else str(i).encode() for i in items])
+    if dtype is None:
+        raise InvalidArgument(f"input '{name}' of model '{model.name}' has dtype {array.dtype}, which the protocol does not have")
+    if array.dtype == np.uint16 and any(spec.name == name and spec.dtype is BF16 for spec in model.inputs):
+        dtype = BF16
+    return dtype, array if array.flags.c_contiguous else np.array(array, order="C")
+
+
+def _result(model: Model, outcome: Outcome) -> InferResult:
+    if isinstance(outcome, ServerError):
+        raise outcome
+    parameters = msgspec.json.decode(outcome.parameters) if outcome.parameters not in ("", "{}") else {}
+    result = InferResult(model.name, model.version, parameters)
+    outputs = outcome.outputs
+    if sum([output.nbytes for output in outputs]) <= COPIED_BYTES or any(output.dtype is BYTES for output in outputs):
+        for output in outputs:
+            result[output.name] = _copied(output)
+        outcome.release()
+    else:
+        for output, view in zip(outputs, outcome.views()):
+            result[output.name] = view.view(_numpy_dtype(output.dtype)).reshape(output.shape)
+    return result
+
+
+def _numpy_dtype(dtype: DataType) -> np.dtype:
+    return np.dtype(np.uint16) if dtype is BF16 else dtype.numpy  # type: ignore[return-value]
+
+
+def _copied(output: Output) -> np.ndarray:
+    if output.dtype is BYTES:
+        items = bytes_codec.decode(output.memory[output.start : output.start + output.nbytes])
+        array = np.empty(len(items), object)
+        array[:] = items
+        return array.reshape(output.shape)
+    return np.ndarray(output.shape, _numpy_dtype(output.dtype), output.memory, output.start).copy()

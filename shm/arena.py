@@ -1,0 +1,135 @@
+"""Arenas: blocks of shared memory that only their owner hands out.
+
+One process allocates; the other gives a block back by message. So there is no lock in shared memory, and a process that is
+killed anywhere leaves nothing locked.
+
+Size classes stand four to the octave (64, 128, 192, 256, 320, 384, 448, 512, 640, ...), so at most a quarter of a block above
+512 bytes is waste. A freed block keeps its class and goes to the top of its list: the next request gets pages that are mapped
+and warm (a first touch of a page costs eight copies of it).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Callable, Deque, Dict, List, Optional, Tuple
+
+import numpy as np
+
+from .segment import Segment
+
+ALIGNMENT = 64
+"""Every block and every tensor in a block begins on a cache line, which is what DLPack asks of a producer (256 at best)."""
+
+_NEAR_CLASSES = 4
+
+
+def aligned(nbytes: int) -> int:
+    """``nbytes`` rounded up to the alignment of a tensor."""
+    return (nbytes + ALIGNMENT - 1) & -ALIGNMENT
+
+
+def size_class(nbytes: int) -> int:
+    """Size in bytes of the smallest block that holds ``nbytes`` (0 counts as 1)."""
+    step = 1 << max((nbytes - 1).bit_length() - 3, 6) if nbytes > 1 else ALIGNMENT
+    return (nbytes + step - 1) & -step or ALIGNMENT
+
+
+class Block:
+    """``size`` bytes at ``offset`` of ``segment``; back on its arena's list when ``holders`` falls to 0."""
+
+    __slots__ = ("arena", "holders", "offset", "segment", "size")
+
+    def __init__(self, arena: Arena, segment: Segment, offset: int, size: int) -> None:
+        self.arena = arena
+        self.segment = segment
+        self.offset = offset
+        self.size = size
+        self.holders = 0
+
+    @property
+    def key(self) -> Tuple[int, int]:
+        """What names the block in a message: (segment id, offset)."""
+        return self.segment.id, self.offset
+
+    def retain(self) -> None:
+        self.holders += 1
+
+    def release(self) -> None:
+        self.holders -= 1
+        if self.holders == 0:
+            self.arena._free[self.size].append(self)
+
+    def array(self) -> np.ndarray:
+        """The block as UINT8 [size]. Views of it have it as their ``base``, so a weak reference to it tells of the last one."""
+        return np.ndarray((self.size,), np.uint8, self.segment.memory, self.offset)
+
+
+class Arena:
+    """Allocates blocks from segments that ``grow`` supplies.
+
+    Args:
+        grow: called with the bytes needed; returns a segment of at least that size. Its errors pass through ``allocate``.
+        quantum: the least number of bytes to ask for.
+    """
+
+    def __init__(self, grow: Callable[[int], Segment], quantum: int) -> None:
+        self._grow = grow
+        self._quantum = quantum
+        self._free: Dict[int, List[Block]] = {}
+        self._blocks: Dict[Tuple[int, int], Block] = {}
+        self._fresh: List[Tuple[Segment, int]] = []
+        self.dropped: Deque[Block] = deque()
+        """Blocks whose last view was collected, in whatever thread: appending is all that a weakref callback may do."""
+
+    def allocate(self, nbytes: int) -> Block:
+        """A block of at least ``nbytes`` bytes, held once by the caller.
+
+        Raises:
+            OutOfSharedMemory: no free block, and no segment to be had.
+        """
+        if self.dropped:
+            self.collect()
+        size = size_class(nbytes)
+        free = self._free.get(size)
+        block = free.pop() if free else self._near(size) or self._carve(size)
+        block.holders = 1
+        return block
+
+    def collect(self) -> None:
+        """Releases the blocks whose views are gone."""
+        while self.dropped:
+            self.dropped.popleft().release()
+
+    def find(self, key: Tuple[int, int]) -> Optional[Block]:
+        """The block that a message names, if it is in use."""
+        block = self._blocks.get(key)
+        return block if block is not None and block.holders else None
+
+    def add(self, segment: Segment) -> None:
+        """Gives the arena a segment to carve blocks from."""
+        self._fresh.append((segment, 0))
+
+    def _near(self, size: int) -> Optional[Block]:
+        """A free block of one of the next larger classes: better than memory that nobody has touched."""
+        for _ in range(_NEAR_CLASSES):
+            size = size_class(size + 1)
+            free = self._free.get(size)
+            if free:
+                return free.pop()
+        return None
+
+    def _carve(self, size: int) -> Block:
+        for i, (segment, used) in enumerate(self._fresh):
+            if segment.size - used >= size:
+                break
+        else:
+            i, segment, used = len(self._fresh), self._grow(max(size, self._quantum)), 0
+            self._fresh.append((segment, used))
+        if segment.size - used - size >= ALIGNMENT:
+            self._fresh[i] = segment, used + size
+        else:
+            del self._fresh[i]
+        block = Block(self, segment, used, size)
+        self._blocks[block.key] = block
+        self._free.setdefault(size, [])
+        return block

@@ -1,0 +1,113 @@
+"""BYTES tensors on the wire: for each element, in C order, its length as 4 bytes little-endian and then its bytes.
+
+Source: KServe v2 binary tensor data extension. Elements of one length, which is what tokens, digests and benchmarks have, are
+handled as a matrix; the others in a loop that touches each element once.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import List, Optional, Sequence, Union
+
+import numpy as np
+
+Buffer = Union[bytes, bytearray, memoryview, np.ndarray]
+
+_LENGTH = 4
+
+
+class BytesError(ValueError):
+    """The buffer ends within an element. ``needed`` bytes were announced (None: within the length itself), ``available`` are left."""
+
+    def __init__(self, needed: Optional[int], available: int) -> None:
+        what = "incomplete length field" if needed is None else "string extends beyond buffer"
+        super().__init__(f"Invalid bytes tensor data: {what}")
+        self.needed = needed
+        self.available = available
+
+
+def encode(items: Sequence[bytes]) -> bytes:
+    """The wire form of ``items``, each of which is ``bytes`` (of less than 4 GiB)."""
+    if not items:
+        return b""
+    lengths = list(map(len, items))
+    if lengths.count(lengths[0]) == len(lengths):
+        prefix = struct.pack("<I", lengths[0])
+        return prefix + prefix.join(items)
+    packed = struct.pack(f"<{len(lengths)}I", *lengths)
+    pieces: List[bytes] = [b""] * (2 * len(lengths))
+    pieces[::2] = [packed[i : i + _LENGTH] for i in range(0, len(packed), _LENGTH)]
+    pieces[1::2] = items
+    return b"".join(pieces)
+
+
+def decode(buffer: Buffer) -> List[bytes]:
+    """The elements of a wire form.
+
+    Raises:
+        BytesError: it ends within an element.
+    """
+    uniform = _uniform_length(buffer)
+    if uniform is not None:
+        count = len(buffer) // (_LENGTH + uniform)
+        if uniform == 0:
+            return [b""] * count
+        matrix = np.ndarray((count,), f"V{uniform}", buffer, _LENGTH, (_LENGTH + uniform,))
+        items: List[bytes] = matrix.tolist()
+        return items
+    data = bytes(buffer)
+    items, position, end = [], 0, len(data)
+    from_bytes = int.from_bytes
+    while position < end:
+        start = position + _LENGTH
+        position = start + from_bytes(data[position:start], "little")
+        items.append(data[start:position])
+    if position > end:
+        _raise_at(data, end)
+    return items
+
+
+def count(buffer: Buffer) -> int:
+    """How many elements a wire form holds, without making them.
+
+    Raises:
+        BytesError: it ends within an element.
+    """
+    uniform = _uniform_length(buffer)
+    if uniform is not None:
+        return len(buffer) // (_LENGTH + uniform)
+    elements, position, end = 0, 0, len(buffer)
+    unpack_from = struct.Struct("<I").unpack_from
+    last = end - _LENGTH
+    while position <= last:
+        position += _LENGTH + unpack_from(buffer, position)[0]
+        elements += 1
+    if position != end:
+        _raise_at(buffer, end)
+    return elements
+
+
+def _uniform_length(buffer: Buffer) -> Optional[int]:
+    """The length that all elements have, if they have one (None for an empty buffer)."""
+    end = len(buffer)
+    if end < _LENGTH:
+        return None
+    length = int.from_bytes(buffer[:_LENGTH], "little")
+    elements, rest = divmod(end, _LENGTH + length)
+    if rest:
+        return None
+    lengths = np.ndarray((elements,), "<u4", buffer, 0, (_LENGTH + length,))
+    return length if (lengths == length).all() else None
+
+
+def _raise_at(buffer: Buffer, end: int) -> None:
+    """Finds the element that the buffer ends in, and raises."""
+    position = 0
+    while True:
+        if end - position < _LENGTH:
+            raise BytesError(None, end - position)
+        length = int.from_bytes(bytes(buffer[position : position + _LENGTH]), "little")
+        position += _LENGTH
+        if end - position < length:
+            raise BytesError(length, end - position)
+        position += length

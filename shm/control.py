@@ -1,0 +1,140 @@
+"""The control socket between a parent and each of its stubs: hello, descriptors, logs, and the news of a death.
+
+A ``socketpair`` of type SOCK_SEQPACKET, so that a message is a datagram and the end of the peer an empty one. A message is a
+msgpack array whose first element says what it is:
+
+    stub -> parent    (HELLO, protocol, python, numpy, executable)   first of all, so that a mismatch is a sentence
+                      (READY,)                                 initialize returned
+                      (FAILED, text, traceback)                the model could not be loaded; the stub exits
+                      (GROW, nbytes)                           asks for a segment for the stub's arena
+                      (LOG, level, file, line, text)
+    parent -> stub    (LOAD, settings)                         what to load; descriptors: channel, down bell, up bell
+                      (SEGMENT, id, nbytes, for_outputs)       a segment, for the stub's arena or of the parent's; descriptor: the
+                                                               segment. id -1: there is none to be had
+    to the spawner    (SPAWN, key, interpreter, environment)   descriptors: the stub's control socket, stdout, stderr
+    from the spawner  (SPAWNED, key, pid) and (EXITED, key, status)
+
+A message too long for a datagram travels in an anonymous file, whose descriptor comes last.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from typing import Any, List, Optional, Sequence, Tuple
+
+from .errors import PeerGone, ProtocolError
+from .message import pack, unpack
+
+HELLO, READY, FAILED, GROW, LOG, LOAD, SEGMENT, SPAWN, SPAWNED, EXITED = range(10)
+
+NO_SEGMENT = -1
+
+_DATAGRAM_BYTES = 64 << 10
+_IN_FILE = 0xFF
+_MAX_FDS = 8
+
+Message = Tuple[Tuple[Any, ...], List[int]]
+
+
+class ControlSocket:
+    """One end of a control socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    @classmethod
+    def pair(cls) -> Tuple[ControlSocket, socket.socket]:
+        """Two ends: one for this process, and one to hand on."""
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return cls(near), far
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def set_blocking(self, blocking: bool) -> None:
+        self._socket.setblocking(blocking)
+
+    def set_timeout(self, seconds: Optional[float]) -> None:
+        self._socket.settimeout(seconds)
+
+    def send(self, message: Sequence[Any], fds: Sequence[int] = ()) -> None:
+        """Sends one message; the descriptors stay the caller's to close.
+
+        Raises:
+            PeerGone: the other end is closed.
+            TimeoutError: the other end does not read.
+        """
+        data = pack(message)
+        file = None
+        if len(data) > _DATAGRAM_BYTES:
+            file = os.memfd_create("stublet-message")
+            _write_all(file, data)
+            data, fds = pack((_IN_FILE, len(data))), [*fds, file]
+        try:
+            socket.send_fds(self._socket, [data], fds)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise PeerGone("the other end of the control socket is closed") from error
+        except (BlockingIOError, socket.timeout) as error:
+            raise TimeoutError("the other end of the control socket does not read") from error
+        finally:
+            if file is not None:
+                os.close(file)
+
+    def receive(self) -> Message:
+        """The next message and its descriptors, which are the caller's from now on.
+
+        Raises:
+            PeerGone: the other end is closed.
+            ProtocolError: what came is not a message.
+            BlockingIOError, TimeoutError: nothing came.
+        """
+        try:
+            data, fds, flags, _ = socket.recv_fds(self._socket, _DATAGRAM_BYTES + 1, _MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError as error:
+            raise PeerGone("the other end of the control socket is closed") from error
+        except socket.timeout as error:
+            raise TimeoutError("nothing came on the control socket") from error
+        if not data and not fds:
+            raise PeerGone("the other end of the control socket is closed")
+        try:
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                raise ProtocolError("a control message is longer, or has more descriptors, than agreed")
+            message = unpack(data)
+            if message[0] == _IN_FILE:
+                message = _read_file(message, fds)
+        except ProtocolError:
+            close_all(fds)
+            raise
+        return message, fds
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Closes descriptors that nobody wants."""
+    for fd in fds:
+        with suppress(OSError):
+            os.close(fd)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _read_file(message: Tuple[Any, ...], fds: List[int]) -> Tuple[Any, ...]:
+    if len(message) != 2 or type(message[1]) is not int or not fds:
+        raise ProtocolError("a control message in a file comes with its length and its descriptor")
+    file = fds.pop()
+    try:
+        if message[1] != os.fstat(file).st_size:
+            raise ProtocolError("a control message is shorter than announced")
+        return unpack(os.pread(file, message[1], 0))
+    except (OSError, ValueError, OverflowError) as error:
+        raise ProtocolError(f"a control message in a file cannot be read: {error}") from error
+    finally:
+        os.close(file)

@@ -1,0 +1,51 @@
+"""The fourteen tensor data types of the KServe v2 protocol, under each of their names.
+
+Source: ``TRITONSERVER_DataType`` and the KServe v2 protocol ("Tensor Data Types"). The integer codes are Triton's, and are what
+travels between processes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Optional, Sequence
+
+import numpy as np
+
+
+class DataType(NamedTuple):
+    """One data type. ``itemsize`` is in bytes, 0 for BYTES; ``numpy`` is None for BF16, which numpy does not have."""
+
+    code: int
+    name: str
+    config_name: str
+    numpy: Optional[np.dtype]
+    itemsize: int
+
+
+def _table() -> tuple[DataType, ...]:
+    plain = ["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"]
+    numpy_names = [n.lower().replace("fp", "float") for n in plain]
+    rows = []
+    for code, (name, numpy_name) in enumerate(zip(plain, numpy_names), start=1):
+        dtype = np.dtype(numpy_name)
+        rows.append(DataType(code, name, "TYPE_" + name, dtype, dtype.itemsize))
+    rows.append(DataType(13, "BYTES", "TYPE_STRING", np.dtype(object), 0))
+    rows.append(DataType(14, "BF16", "TYPE_BF16", None, 2))
+    return tuple(rows)
+
+
+DATA_TYPES = _table()
+BY_CODE = {t.code: t for t in DATA_TYPES}
+BY_NAME = {t.name: t for t in DATA_TYPES}
+BY_CONFIG_NAME = {t.config_name: t for t in DATA_TYPES}
+BY_NUMPY = {t.numpy: t for t in DATA_TYPES if t.numpy is not None}
+BOOL, FP16, BYTES, BF16 = (BY_NAME[n] for n in ("BOOL", "FP16", "BYTES", "BF16"))
+
+MAX_ELEMENTS = 2**63 - 1
+
+
+def element_count(shape: Sequence[int]) -> int:
+    """Number of elements of a tensor of ``shape``; 1 for a scalar, and never an overflow (Python's integers have none)."""
+    count = 1
+    for dim in shape:
+        count *= dim
+    return count

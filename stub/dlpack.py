@@ -1,0 +1,241 @@
+"""DLPack in both directions for CPU tensors, legacy and versioned capsules, in ctypes.
+
+numpy's own exporter knows no BF16 and refuses read-only arrays, so the structures of ``dlpack.h`` (version 1) are written out
+here. Source: https://dmlc.github.io/dlpack/latest/c_api.html and python_spec.html; spec 1.4.2.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from ..shm.dtype import BY_NAME, DataType, element_count
+from .error import TritonModelException
+
+CPU, CUDA, CUDA_HOST = 1, 2, 3
+_VERSION = (1, 0)
+_FLAG_READ_ONLY = 1
+_NOT_CONTIGUOUS = (
+    "DLPack tensor is not contiguous. Only contiguous DLPack tensors that are stored in C-Order are supported."
+)
+
+_INT, _UINT, _FLOAT, _BFLOAT, _BOOL = 0, 1, 2, 4, 6
+_KINDS = {"INT": _INT, "UINT": _UINT, "FP": _FLOAT}
+
+
+def _type_codes() -> dict:
+    codes = {"BOOL": (_BOOL, 8), "BF16": (_BFLOAT, 16)}
+    for name in BY_NAME:
+        kind = name.rstrip("0123456789")
+        if kind in _KINDS:
+            codes[name] = (_KINDS[kind], int(name[len(kind) :]))
+    return codes
+
+
+_CODE_OF = _type_codes()
+_NAME_OF = {code: name for name, code in _CODE_OF.items()}
+
+
+class _Device(ctypes.Structure):
+    _fields_ = [("type", ctypes.c_int32), ("id", ctypes.c_int32)]
+
+
+class _Type(ctypes.Structure):
+    _fields_ = [("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16)]
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("device", _Device),
+        ("ndim", ctypes.c_int32),
+        ("dtype", _Type),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    ]
+
+
+_Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+class _Managed(ctypes.Structure):
+    _fields_ = [("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _Deleter)]
+
+
+class _ManagedVersioned(ctypes.Structure):
+    _fields_ = [
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("context", ctypes.c_void_p),
+        ("deleter", _Deleter),
+        ("flags", ctypes.c_uint64),
+        ("tensor", _Tensor),
+    ]
+
+
+_LEGACY, _VERSIONED = b"dltensor", b"dltensor_versioned"
+_USED = {_LEGACY: b"used_dltensor", _VERSIONED: b"used_dltensor_versioned"}
+_STRUCT = {_LEGACY: _Managed, _VERSIONED: _ManagedVersioned}
+
+# A handle of our own: prototypes set on ctypes.pythonapi would be those of every library in the process.
+_api = ctypes.PyDLL(None)
+_Destructor = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_api.PyCapsule_New.restype = ctypes.py_object
+_api.PyCapsule_New.argtypes = [ctypes.c_void_p, ctypes.c_char_p, _Destructor]
+_api.PyCapsule_SetName.argtypes = [ctypes.py_object, ctypes.c_char_p]
+_api.PyCapsule_IsValid.argtypes = [ctypes.py_object, ctypes.c_char_p]
+_api.PyCapsule_GetPointer.restype = ctypes.c_void_p
+_api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+# The same two functions for a capsule that is being destroyed: it has no references left, so it may not become an object again.
+_dying_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", _api))
+_dying_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_GetPointer", _api))
+
+_exported: dict = {}
+_exported_lock = threading.Lock()
+
+
+@_Deleter
+def _delete_export(address: int) -> None:
+    with _exported_lock:
+        kept = _exported.pop(address, None)
+    del kept
+
+
+@_Destructor
+def _destroy_capsule(capsule: int) -> None:
+    """An exported capsule dies. If nobody consumed it (it still has its first name), its tensor goes too."""
+    for name in (_LEGACY, _VERSIONED):
+        if _dying_is_valid(capsule, name):
+            _delete_export(_dying_pointer(capsule, name))
+
+
+def export_capsule(
+    owner: object, address: int, dtype: DataType, shape: Sequence[int], versioned: bool, read_only: bool = False
+) -> Any:
+    """A capsule for dense CPU memory; exactly one reference to ``owner`` is held until the consumer, or the unused capsule, ends.
+
+    Raises:
+        TritonModelException: the data type is BYTES.
+    """
+    if dtype.name not in _CODE_OF:
+        raise TritonModelException("DLPack does not have support for string tensors.")
+    name = _VERSIONED if versioned else _LEGACY
+    managed = _STRUCT[name]()
+    dims = (ctypes.c_int64 * len(shape))(*shape)
+    code, bits = _CODE_OF[dtype.name]
+    tensor = managed.tensor
+    tensor.data = address
+    tensor.device = _Device(CPU, 0)
+    tensor.ndim = len(shape)
+    tensor.dtype = _Type(code, bits, 1)
+    tensor.shape = dims
+    managed.deleter = _delete_export
+    if versioned:
+        managed.major, managed.minor = _VERSION
+        managed.flags = _FLAG_READ_ONLY if read_only else 0
+    place = ctypes.addressof(managed)
+    with _exported_lock:
+        _exported[place] = (managed, dims, owner)
+    return _api.PyCapsule_New(place, name, _destroy_capsule)
+
+
+class Imported(NamedTuple):
+    """A consumed CPU tensor: ``data`` is UINT8 [nbytes]; the producer's memory lives as long as any view of it."""
+
+    data: np.ndarray
+    dtype: DataType
+    shape: Tuple[int, ...]
+
+
+class _Owner:
+    """Base of the arrays over imported memory; runs the producer's deleter when the last of them is gone."""
+
+    def __init__(self, managed: Any, place: int, address: int, nbytes: int) -> None:
+        self._managed, self._place = managed, place
+        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (nbytes,), "data": (address, False)}
+
+    def __del__(self) -> None:
+        deleter = self._managed.deleter
+        if deleter:
+            deleter(self._place)
+
+
+def import_tensor(obj: Any) -> Imported:
+    """Consumes a capsule, or an object with ``__dlpack__`` and ``__dlpack_device__``.
+
+    Raises:
+        TritonModelException: neither; a device other than the CPU; not dense in C order; a data type that Triton does not have.
+    """
+    return _consume(obj if type(obj).__name__ == "PyCapsule" else _ask(obj))
+
+
+def _ask(obj: Any) -> Any:
+    if not (hasattr(obj, "__dlpack__") and hasattr(obj, "__dlpack_device__")):
+        raise TritonModelException(
+            "Provided tensor is not supported. Tensor must be a DLPack capsule or have `__dlpack__` and `__dlpack_device__` attributes"
+        )
+    _check_device(int(obj.__dlpack_device__()[0]))
+    try:
+        return obj.__dlpack__(max_version=_VERSION)
+    except (TypeError, BufferError):
+        # A producer from before DLPack 1.0 knows no max_version; numpy exports read-only arrays in neither form.
+        return obj.__dlpack__()
+
+
+def _check_device(device: int) -> None:
+    if device == CUDA:
+        raise TritonModelException("DLPack capsule passed pointer to memory allocated on GPU device, when GPU is not available")
+    if device not in (CPU, CUDA_HOST):
+        raise TritonModelException(f"DLDevice type {device} is not support by Python backend.")
+
+
+def _consume(capsule: Any) -> Imported:
+    for name in (_VERSIONED, _LEGACY):
+        if _api.PyCapsule_IsValid(capsule, name):
+            break
+    else:
+        raise TritonModelException("The DLPack capsule was consumed before, or is not a DLPack capsule.")
+    place = _api.PyCapsule_GetPointer(capsule, name)
+    managed = _STRUCT[name].from_address(place)
+    if name == _VERSIONED and managed.major != _VERSION[0]:
+        raise TritonModelException(f"DLPack version {managed.major}.{managed.minor} is not supported; version 1 is.")
+    tensor = managed.tensor
+    _check_device(tensor.device.type)
+    shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
+    strides = [tensor.strides[i] for i in range(tensor.ndim)] if tensor.strides else None
+    if strides is not None and not _is_dense(shape, strides):
+        raise TritonModelException(_NOT_CONTIGUOUS)
+    dtype = _data_type(tensor.dtype)
+    nbytes = element_count(shape) * dtype.itemsize
+    _api.PyCapsule_SetName(capsule, _USED[name])
+    if nbytes == 0:
+        if managed.deleter:
+            managed.deleter(place)
+        return Imported(np.empty(0, np.uint8), dtype, shape)
+    data = np.asarray(_Owner(managed, place, tensor.data + tensor.byte_offset, nbytes))
+    return Imported(data, dtype, shape)
+
+
+def _is_dense(shape: Sequence[int], strides: List[int]) -> bool:
+    """Whether the strides (in elements) are those of C order; those of dimensions of size 1, or of an empty tensor, say nothing."""
+    if 0 in shape:
+        return True
+    expected = 1
+    for size, stride in zip(reversed(shape), reversed(strides)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _data_type(dtype: _Type) -> DataType:
+    if dtype.code == _BFLOAT and dtype.bits != 16:
+        raise TritonModelException(f"Expected BF16 tensor to have 16 bits, but had: {dtype.bits}")
+    name: Optional[str] = _NAME_OF.get((dtype.code, dtype.bits)) if dtype.lanes == 1 else None
+    if name is None:
+        raise TritonModelException("Dtype is invalid.")
+    return BY_NAME[name]

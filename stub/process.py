@@ -1,0 +1,327 @@
+"""One model instance: loads the model, then executes what comes down the ring until it is told to finish.
+
+The main thread does all of it. A second thread waits for the parent's end of the control socket to close, and then ends the
+process, whatever the model is doing: a stub never outlives its server.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import select
+import signal
+import socket
+import sys
+import threading
+import traceback
+import weakref
+from time import perf_counter_ns, sleep
+from typing import Any, Dict, List, NoReturn, Optional, Sequence, Set, Tuple
+
+import numpy as np
+
+from ..shm.control import FAILED, GROW, HELLO, LOAD, LOG, NO_SEGMENT, READY, SEGMENT, ControlSocket, close_all
+from ..shm.errors import OutOfSharedMemory, PeerGone, ProtocolError
+from ..shm.message import EXECUTE, FINALIZE, INDIRECT, PROTOCOL_VERSION, RESULTS, ErrorCode, Packer, decode_down
+from ..shm.polling import MICROSECOND, PollBudget
+from ..shm.ring import CHANNEL_BYTES, RECORD_BYTES, STARTED, Consumer, Producer, Words
+from ..shm.segment import Segment
+from .error import headline, with_frames
+from .execution import check_returned
+from .host import host
+from .inference import InferenceRequest
+from .loader import LoadError, load_class
+from .logger import ForwardingHandler
+from .memory import StubMemory
+from .tensor import from_message
+
+_SLEEP_MS = 1000
+"""Longest sleep between two looks at the ring: the doorbell is fenced, this is the belt to its braces."""
+
+_ANSWER_SECONDS = 30.0
+"""How long the parent's loop may take to answer on the control socket."""
+
+_NO_EXTRAS: Tuple[str, None, str, int, int, int] = ("", None, "{}", 0, 0, 0)
+
+
+class StubProcess:
+    """The runtime of one instance. ``run`` is all of its life."""
+
+    def __init__(self, control: ControlSocket) -> None:
+        self._control = control
+        self._control_lock = threading.Lock()
+        self._pack = Packer()
+        self._handled = 0
+
+    def run(self) -> int:
+        """Loads, serves, finalizes; returns the exit code."""
+        version = platform.python_version()
+        self._control.send((HELLO, PROTOCOL_VERSION, version, np.__version__, sys.executable))
+        try:
+            message, fds = self._control.receive()
+            if message[0] != LOAD or len(message) != 2 or len(fds) != 3:
+                raise ProtocolError("the first message to a stub is what to load")
+        except PeerGone:
+            return 1
+        threading.Thread(target=_die_with_parent, args=(self._control.fileno(),), name="stublet-parent", daemon=True).start()
+        self._set_up(message[1], fds)
+        if not self._load(message[1]):
+            return 2
+        try:
+            self._take_announced()
+            self._control.send((READY,))
+            self._serve()
+            self._finalize()
+        except PeerGone:
+            return 1
+        return 0
+
+    def _set_up(self, settings: Dict[str, Any], fds: List[int]) -> None:
+        channel, down_bell, up_bell = fds
+        words = Words(Segment.attach(0, channel, CHANNEL_BYTES))
+        words.check()
+        self._words = words.view
+        self._down = Consumer(words, "down", down_bell)
+        self._up = Producer(words, "up", up_bell)
+        self._bell = select.poll()
+        self._bell.register(down_bell, select.POLLIN)
+        self._poll = PollBudget(settings["poll_us"] * MICROSECOND)
+        self._memory = StubMemory(self._fetch, self._grow, settings["quantum"])
+        self._instance: str = settings["args"]["model_instance_name"]
+        self._inputs: Sequence[str] = settings["inputs"]
+        self._outputs: Dict[str, int] = {name: i for i, name in enumerate(settings["outputs"])}
+        self._output_names: Sequence[str] = settings["outputs"]
+        self._all_outputs: Set[str] = set(settings["outputs"])
+        host.log = self._log
+        host.allocate = self._memory.empty
+        host.model_dir = os.path.dirname(settings["path"])
+        logging.getLogger().addHandler(ForwardingHandler())
+        sys.argv = ["stublet.stub"]
+
+    def _load(self, settings: Dict[str, Any]) -> bool:
+        """Imports, constructs and initializes; False, and the parent told why, when any of it fails."""
+        try:
+            self._model = load_class(settings["path"])()
+            if hasattr(self._model, "initialize"):
+                self._model.initialize(settings["args"])
+        except LoadError as error:
+            self._control.send((FAILED, str(error), ""))
+        except BaseException as error:  # SystemExit too: a model that exits while it loads has not loaded
+            if isinstance(error, SystemExit):
+                text = f"the model called sys.exit({error.code!r}) while it was loaded"
+            else:
+                text = with_frames(error)
+            self._control.send((FAILED, text, traceback.format_exc()))
+        else:
+            if not hasattr(self._model, "execute"):
+                self._log("WARNING", "model.py", 0, f"'{settings['path']}' does not implement `execute`; every request will fail")
+            return True
+        return False
+
+    def _serve(self) -> None:
+        down = self._down
+        while True:
+            record = down.pop()
+            if record is None:
+                record = self._wait()
+            message = decode_down(record)
+            if message[0] == INDIRECT:
+                _, segment, offset, nbytes = message
+                block = self._memory.base(segment, offset, nbytes)
+                message = decode_down(block.tobytes())
+                self._memory.dropped.append((segment, offset))
+            if message[0] == FINALIZE:
+                return
+            if message[0] == EXECUTE:
+                _, releases, batches = message
+                if releases:
+                    self._memory.release(releases)
+                for batch in batches:
+                    self._send(self._execute(batch))
+
+    def _wait(self) -> bytes:
+        """The next record: polls for a while if that paid lately, then sleeps until the bell."""
+        down = self._down
+        started = perf_counter_ns()
+        deadline = started + self._poll.nanoseconds()
+        pause = os.sched_yield
+        while perf_counter_ns() < deadline:
+            if down.ready():
+                break
+            pause()  # lets whoever shares this core go first, and costs half a microsecond when nobody does
+        else:
+            if self._memory.dropped:
+                self._send([])
+            while not down.ready():
+                if down.lie_down():
+                    self._bell.poll(_SLEEP_MS)
+                    down.stay_awake()
+                    down.silence()
+        self._poll.waited(perf_counter_ns() - started)
+        record = down.pop()
+        assert record is not None
+        return record
+
+    def _execute(self, batch: Sequence[Tuple[Any, ...]]) -> List[Tuple[Any, ...]]:
+        """One call of ``execute``; a result for each request."""
+        memory = self._memory
+        self._handled += len(batch)
+        self._words[STARTED // 8] = self._handled
+        requests, bases = [], []
+        for _, segment, offset, nbytes, inputs, extras in batch:
+            base = memory.base(segment, offset, nbytes)
+            bases.append(base)
+            request_id, requested, parameters, correlation_id, flags, timeout = extras or _NO_EXTRAS
+            requests.append(
+                InferenceRequest._received(
+                    [from_message(self._inputs[name], dtype, shape, base, start, size) for name, dtype, shape, start, size in inputs],
+                    request_id,
+                    self._all_outputs if requested is None else {self._output_names[i] for i in requested},
+                    parameters, correlation_id, flags, timeout,
+                )
+            )  # fmt: skip
+        wanted = [request.requested_output_names() for request in requests]
+        started = perf_counter_ns()
+        try:
+            if not hasattr(self._model, "execute"):
+                raise NotImplementedError(f"Python model {host.model_dir} does not implement `execute` method.")
+            responses = check_returned(self._model.execute(requests), len(requests))
+            took = perf_counter_ns() - started
+            answers = [self._answer(response, names) for response, names in zip(responses, wanted)]
+            responses = []
+        except BaseException as error:  # SystemExit too: only os._exit ends an instance
+            took = perf_counter_ns() - started
+            answers = [self._failure(error)] * len(requests)
+        refs = [weakref.ref(base) for base in bases]
+        del requests, bases, base
+        return [
+            (key, took, memory.let_go((segment, offset), ref), *answer)
+            for (key, segment, offset, *_), ref, answer in zip(batch, refs, answers)
+        ]
+
+    def _answer(self, response: Any, wanted: Set[str]) -> Tuple[Any, ...]:
+        """(blocks, outputs, error, parameters) of one response."""
+        error = response.error()
+        if error is not None:
+            return (), (), (error.code(), error.message()), ""
+        outputs = self._outputs
+        tensors = [(outputs[t._name], t) for t in response.output_tensors() if t._name in wanted]
+        placed = self._memory.place(tensors)
+        return placed.blocks, placed.outputs, (), response.parameters()
+
+    def _failure(self, error: BaseException) -> Tuple[Any, ...]:
+        """The whole batch failed: the traceback goes to the log, the message to the client."""
+        frame = error.__traceback__
+        while frame is not None and frame.tb_next is not None:
+            frame = frame.tb_next
+        file, line = (frame.tb_frame.f_code.co_filename, frame.tb_lineno) if frame is not None else ("model.py", 0)
+        text = f"Failed to process the request(s) for model '{self._instance}', message: {headline(error)}"
+        self._log("ERROR", os.path.basename(file), line, text + "\n" + "".join(traceback.format_exception(None, error, error.__traceback__)))
+        # The frames hold the requests, and so their memory, for as long as the exception lives.
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        return (), (), (ErrorCode.INTERNAL, text), ""
+
+    def _send(self, results: Sequence[Tuple[Any, ...]]) -> None:
+        memory = self._memory
+        releases = []
+        while memory.dropped:
+            releases.append(memory.dropped.popleft())
+        record = self._pack((RESULTS, releases, results))
+        if len(record) > RECORD_BYTES:
+            record = self._pack((INDIRECT, *memory.write(record), len(record)))
+        while not self._up.push(record):
+            # Every slot is taken: the parent is behind. If it is gone, the watching thread ends this process.
+            self._up.ring()
+            sleep(0.001)
+        self._up.ring()
+
+    def _finalize(self) -> None:
+        if not hasattr(self._model, "finalize"):
+            return
+        try:
+            self._model.finalize()
+        except BaseException:
+            self._log("ERROR", "model.py", 0, f"finalize of '{self._instance}' failed\n{traceback.format_exc()}")
+
+    def _log(self, level: str, file: str, line: int, text: str) -> None:
+        self._control.send((LOG, level, file, line, text))
+
+    def _fetch(self, segment_id: int) -> Segment:
+        """Reads the control socket until the segment is there, which the parent sent before it named it."""
+        with self._control_lock:
+            while segment_id not in self._memory.segments:
+                self._keep(self._receive_segment())
+            found: Segment = self._memory.segments[segment_id]
+            return found
+
+    def _grow(self, nbytes: int) -> Segment:
+        with self._control_lock:
+            self._control.send((GROW, nbytes))
+            while True:
+                segment = self._receive_segment()
+                if segment is not None and segment.size >= nbytes:
+                    return segment
+                self._keep(segment)
+
+    def _take_announced(self) -> None:
+        """Maps what the parent has sent so far, so that the first request finds it mapped."""
+        readable = select.poll()
+        readable.register(self._control.fileno(), select.POLLIN)
+        with self._control_lock:
+            while readable.poll(0):
+                self._keep(self._receive_segment())
+
+    def _keep(self, segment: Optional[Segment]) -> None:
+        """A segment for outputs that came unasked, as the first one does."""
+        if segment is not None:
+            self._memory.arena.add(segment)
+
+    def _receive_segment(self) -> Optional[Segment]:
+        """One segment from the control socket; returned if it is for outputs, put in the table if it holds requests."""
+        if not _readable(self._control.fileno(), _ANSWER_SECONDS):
+            raise ProtocolError(f"the server did not send a segment within {_ANSWER_SECONDS:.0f} seconds")
+        message, fds = self._control.receive()
+        if message[0] != SEGMENT or len(message) != 4:
+            close_all(fds)
+            raise ProtocolError(f"a segment was due, message {message[0]!r} came")
+        _, segment_id, nbytes, for_outputs = message
+        if segment_id == NO_SEGMENT:
+            raise OutOfSharedMemory(f"Failed to increase the shared memory pool size to {nbytes} bytes. There is no room for it.")
+        segment = Segment.attach(segment_id, fds[0], nbytes)
+        if not for_outputs:
+            self._memory.segments[segment_id] = segment
+            return None
+        return segment
+
+
+def _readable(fd: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def _die_with_parent(control_fd: int) -> NoReturn:
+    hang_up = select.poll()
+    hang_up.register(control_fd, 0)
+    while not hang_up.poll(None):
+        continue
+    os._exit(1)
+
+
+def _ignore(_signum: int, _frame: object) -> None:
+    """A handler that does nothing, rather than SIG_IGN, so that programs the model starts have the default action again."""
+
+
+def main(control_fd: int) -> int:
+    """Runs the stub whose control socket is that descriptor; returns the exit code."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        # A Ctrl-C in the terminal reaches every process of it, but the server decides when its models end.
+        signal.signal(signum, _ignore)
+        signal.siginterrupt(signum, False)
+    stub = StubProcess(ControlSocket(socket.socket(fileno=control_fd)))
+    try:
+        return stub.run()
+    except PeerGone:
+        return 1
