@@ -11,6 +11,7 @@ import logging
 import re
 import threading
 from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from urllib.parse import unquote
 
 import msgspec
 
@@ -28,11 +29,12 @@ Scope = Dict[str, Any]
 Receive = Callable[[], Awaitable[Dict[str, Any]]]
 Send = Callable[[Dict[str, Any]], Awaitable[None]]
 Headers = List[Tuple[bytes, bytes]]
+InferTarget = Tuple[str, Optional[int]]
 
 _JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")
 HEADER_LENGTH = b"inference-header-content-length"
-_MODEL = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[0-9]+))?"
+_MODEL = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[0-9]{1,18}))?"
 _IN_EXECUTOR_BYTES = 256 << 10
 _MAX_CHUNKS = 65536
 _REMEMBERED_PATHS = 1024
@@ -58,7 +60,7 @@ class InferFields(NamedTuple):
             if name == b"content-length":
                 content_length = int(value)
             elif name == HEADER_LENGTH:
-                header_length = int(value) if value.isdigit() else _leading_int(value)
+                header_length = _leading_int(value)
             elif name == b"content-encoding":
                 content_encoding = value
             elif name == b"accept-encoding":
@@ -119,6 +121,7 @@ class HttpFrontEnd:
             )
         ]
         self._found: Dict[str, Any] = {}
+        self.infer_targets: Dict[bytes, InferTarget] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -141,10 +144,17 @@ class HttpFrontEnd:
             logger.exception("internal error while serving %s %s", scope["method"], scope["path"])
             await _send_error(send, 500, "internal error: the server's log has the details")
 
-    def infer_target(self, path: str) -> Optional[Tuple[str, Optional[int]]]:
-        """The model's name and version if the path is that of an inference."""
+    def infer_target(self, url: bytes) -> Optional[InferTarget]:
+        """The model's name and version if a request's target is that of an inference."""
+        path = unquote(url.split(b"?", 1)[0].decode("latin-1"))
         route = self._found.get(path) or self._route(path)
-        return route[2] if route is not None and route[0] == self._infer else None  # type: ignore[return-value]
+        if route is None or route[0] != self._infer:
+            return None
+        target: InferTarget = route[2]
+        if len(self.infer_targets) >= _REMEMBERED_PATHS:
+            self.infer_targets.clear()
+        self.infer_targets[url] = target
+        return target
 
     def _route(self, path: str) -> Optional[Tuple[Callable[..., Awaitable[None]], str, Tuple[Any, ...]]]:
         for pattern, method, handler in self._routes:
@@ -254,7 +264,9 @@ class HttpFrontEnd:
 
 def _leading_int(value: bytes) -> int:
     """The number that a header begins with, 0 if it begins with none, as C's atoi has it (spec 6.4, recorded answers)."""
-    match = re.match(rb"\s*([+-]?\d+)", value)
+    if value.isdigit() and len(value) < 19:
+        return int(value)
+    match = re.match(rb"\s*([+-]?\d{1,18})", value)
     return int(match.group(1)) if match else 0
 
 

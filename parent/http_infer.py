@@ -15,7 +15,7 @@ from ..shm.arena import Block
 from ..shm.dtype import BY_NAME, BYTES, element_count
 from . import json_tensor
 from .errors import InvalidArgument, Unsupported
-from .request import Output, Response
+from .request import Output, OutputPlan, Response
 from .validation import GivenInput, Layout, Placement, check_strings, lay_out, output_indices
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ SMALL_BYTES = 16 << 10
 """Outputs up to this size are copied into one piece with the JSON, which is cheaper than handing each to the socket."""
 
 _REMEMBERED_BYTES = 4096
-_REMEMBERED = 256
+_PREPARED = 8
 _SEQUENCE_START, _SEQUENCE_END = 1, 2
 _SOURCES = ("data", "binary_data_size", "shared_memory_region")
 
@@ -38,21 +38,38 @@ class RequestedOutput(NamedTuple):
     binary: bool
 
 
-class InferHeader(NamedTuple):
-    """The JSON part of a request.
+class InferHeader:
+    """The JSON part of a request, parsed, checked and laid out.
 
     ``layout``: where the inputs go. ``literals``: (offset, bytes) of inputs given in the JSON itself. ``binary``: the inputs whose bytes
-    follow, in order. ``extras``: as a message has them. ``outputs``: None for all of them, as ``default_binary`` says.
+    follow, in order, ``binary_bytes`` in all. ``extras``: as a message has them. ``outputs``: None for all of them, as
+    ``default_binary`` says. ``prepared``: what was worked out for responses to it.
     """
 
-    request_id: str
-    layout: Layout
-    literals: Sequence[Tuple[int, bytes]]
-    binary: Sequence[Placement]
-    binary_bytes: int
-    extras: Extras
-    outputs: Optional[Dict[str, RequestedOutput]]
-    default_binary: bool
+    __slots__ = (
+        "binary", "binary_bytes", "default_binary", "extras", "layout", "literals", "outputs", "prepared", "request_id", "strings",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        request_id: str,
+        layout: Layout,
+        literals: Sequence[Tuple[int, bytes]],
+        binary: Sequence[Placement],
+        extras: Extras,
+        outputs: Optional[Dict[str, RequestedOutput]],
+        default_binary: bool,
+    ) -> None:
+        self.request_id = request_id
+        self.layout = layout
+        self.literals = literals
+        self.binary = binary
+        self.binary_bytes = sum(place.nbytes for place in binary)
+        self.strings = [place for place in layout.placements if place.spec.dtype is BYTES]
+        self.extras = extras
+        self.outputs = outputs
+        self.default_binary = default_binary
+        self.prepared: Dict[OutputPlan, Tuple[bytes, List[Output]]] = {}
 
     def wants_binary(self, name: str) -> bool:
         if self.outputs is not None and name in self.outputs:
@@ -66,14 +83,8 @@ def remembered_header(model: Model, data: bytes) -> InferHeader:
     if header is None:
         header = parse_header(model, data)
         if len(data) <= _REMEMBERED_BYTES and not header.literals:
-            _remember(model, data, header)
+            model.remember(data, header)
     return header
-
-
-def _remember(model: Model, key: Any, value: Any) -> None:
-    if len(model.memo) >= _REMEMBERED:
-        model.memo.clear()
-    model.memo[key] = value
 
 
 def parse_header(model: Model, data: bytes) -> InferHeader:
@@ -100,9 +111,7 @@ def parse_header(model: Model, data: bytes) -> InferHeader:
     indices = output_indices(model, [name for name, _ in outputs])
     if indices is not None:
         extras = (request_id, indices, *extras[2:]) if extras else (request_id, indices, "{}", 0, 0, 0)
-    return InferHeader(
-        request_id, layout, literals, binary, sum(p.nbytes for p in binary), extras, dict(outputs) or None, default_binary
-    )  # fmt: skip
+    return InferHeader(request_id, layout, literals, binary, extras, dict(outputs) or None, default_binary)
 
 
 def _member(document: Any, key: str, kind: type, kind_name: str, default: Any = ...) -> Any:
@@ -254,6 +263,9 @@ class InferBody:
             return
         if self._header is None:
             assert self._header_length is not None
+            if len(chunk) == self._content_length:
+                self._take_whole(chunk)
+                return
             missing = self._header_length - len(self._buffer)
             if not self._buffer and len(chunk) >= missing:
                 head = chunk[:missing]
@@ -284,17 +296,17 @@ class InferBody:
             self._bad_header_length(self._received)
         header, block = self._header, self._block
         assert header is not None and block is not None
-        self._skip_full()
+        if self._next < len(header.binary):
+            self._skip_full()
         if self._next < len(header.binary):
             place = header.binary[self._next]
             raise InvalidArgument(
                 f"unexpected size for input '{place.spec.name}', expecting {place.nbytes - self._filled} additional bytes for model "
                 f"'{self._model.name}'"
             )
-        for place in header.layout.placements:
-            if place.spec.dtype is BYTES:
-                start = block.offset + place.offset
-                check_strings(self._model, place, memoryview(block.segment.memory)[start : start + place.nbytes])
+        for place in header.strings:
+            start = block.offset + place.offset
+            check_strings(self._model, place, memoryview(block.segment.memory)[start : start + place.nbytes])
         self._block = None
         return header, block
 
@@ -316,6 +328,20 @@ class InferBody:
         for offset, text in header.literals:
             start = block.offset + offset
             block.segment.memory[start : start + len(text)] = text
+
+    def _take_whole(self, chunk: bytes) -> None:
+        """The body came in one piece, as small ones do."""
+        position = self._header_length
+        assert position is not None
+        header = remembered_header(self._model, chunk[:position])
+        self._begin(header)
+        assert self._block is not None
+        memory, base = self._block.segment.memory, self._block.offset
+        for place in header.binary:
+            start, nbytes = base + place.offset, place.nbytes
+            memory[start : start + nbytes] = chunk[position : position + nbytes]
+            position += nbytes
+        self._next = len(header.binary)
 
     def _too_short(self, header: InferHeader, announced: int) -> None:
         for place in header.binary:
@@ -368,7 +394,7 @@ class InferBody:
                 f"The shape of the raw input '{spec.name}' can not be deduced because there are more than one variable-sized dimension"
             )
         layout = lay_out(model, [GivenInput(spec.name, spec.dtype.name, tuple(shape), len(data))])
-        self._begin(InferHeader("", layout, [(0, data)], (), 0, (), None, True))
+        self._begin(InferHeader("", layout, [(0, data)], (), (), None, True))
 
     def _check_limit(self, nbytes: int) -> None:
         if nbytes > self._limit:
@@ -397,39 +423,35 @@ def encode(model: Model, header: InferHeader, response: Response) -> Encoded:
     Raises:
         InvalidArgument: an output has no JSON form. The response is released.
     """
-    try:
-        outputs = _ordered(header, response.outputs)
-        binary = [output for output in outputs if header.wants_binary(output.name)]
-        nbytes = sum([output.nbytes for output in binary])
-        head = _remembered_head if len(binary) == len(outputs) else _head
-        text = head(model, header, response, outputs)
-    except InvalidArgument:
-        response.release()
-        raise
-    if nbytes <= SMALL_BYTES:
-        pieces: List[Any] = [b"".join([text, *[o.memory[o.start : o.start + o.nbytes] for o in binary]])]
-        response.release()
-    else:
-        views = {output.name: view for output, view in zip(response.outputs, response.views())}
+    text, binary = (header.prepared.get(response.plan) if not response.parameters else None) or _prepare(model, header, response)
+    nbytes = response.plan.nbytes
+    if nbytes > SMALL_BYTES and binary:
+        views = {output.name: view for output, view in zip(response.plan.outputs, response.views())}
         pieces = [text, *[memoryview(views[output.name]) for output in binary if output.nbytes]]
+        nbytes = sum([output.nbytes for output in binary])
+    else:
+        pieces = [b"".join([text, *map(response.copy, binary)])]
+        nbytes = len(pieces[0]) - len(text)
+        response.release()
     return Encoded(pieces, len(text) + nbytes, len(text) if nbytes else None)
 
 
-def _ordered(header: InferHeader, outputs: List[Output]) -> List[Output]:
-    if header.outputs is None or len(outputs) == 1:
-        return outputs
-    place = {name: i for i, name in enumerate(header.outputs)}
-    return sorted(outputs, key=lambda output: place[output.name])
-
-
-def _remembered_head(model: Model, header: InferHeader, response: Response, outputs: List[Output]) -> bytes:
-    """The JSON part of an all-binary response: it depends only on what is in the key, which repeats."""
-    key = (header.request_id, response.parameters, *[(o.name, o.dtype.code, o.shape, o.nbytes) for o in outputs])
-    head: Optional[bytes] = model.memo.get(key)
-    if head is None:
-        head = _head(model, header, response, outputs)
-        _remember(model, key, head)
-    return head
+def _prepare(model: Model, header: InferHeader, response: Response) -> Tuple[bytes, List[Output]]:
+    """The JSON part and the outputs that follow it. All-binary ones depend only on the header and the plan, and are remembered."""
+    plan = response.plan
+    outputs = plan.outputs
+    if header.outputs is not None and len(outputs) > 1:
+        place = {name: i for i, name in enumerate(header.outputs)}
+        outputs = sorted(outputs, key=lambda output: place[output.name])
+    binary = [output for output in outputs if header.wants_binary(output.name)]
+    try:
+        prepared = _head(model, header, response, outputs), binary
+    except InvalidArgument:
+        response.release()
+        raise
+    if len(binary) == len(outputs) and not response.parameters and len(header.prepared) < _PREPARED:
+        header.prepared[plan] = prepared
+    return prepared
 
 
 def _head(model: Model, header: InferHeader, response: Response, outputs: List[Output]) -> bytes:
@@ -439,12 +461,11 @@ def _head(model: Model, header: InferHeader, response: Response, outputs: List[O
         if header.wants_binary(output.name):
             parts.append(start + b',"parameters":{"binary_data_size":%d}}' % output.nbytes)
         else:
-            wire = memoryview(output.memory)[output.start : output.start + output.nbytes]
-            parts.append(start + b',"data":' + json_tensor.decode_output(output.name, wire, output.dtype) + b"}")
+            parts.append(start + b',"data":' + json_tensor.decode_output(output.name, response.copy(output), output.dtype) + b"}")
     about: Dict[str, Any] = {"id": header.request_id} if header.request_id else {}
     about["model_name"] = model.name
     about["model_version"] = str(model.version)
     text = msgspec.json.encode(about)[:-1]
-    if response.parameters not in ("", "{}"):
+    if response.parameters:
         text += b',"parameters":' + response.parameters.encode()
     return text + b',"outputs":[' + b",".join(parts) + b"]}"

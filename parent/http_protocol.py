@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any, List, Optional, Tuple
-from urllib.parse import unquote
+from typing import Any, List, Optional
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -127,7 +126,7 @@ class InferCycle:
         self.response_complete = True
         if not self.keep_alive:
             transport.close()
-        self._protocol.on_response_complete()
+        self._protocol.on_infer_complete()
 
 
 class InferProtocol(HttpToolsProtocol):
@@ -139,6 +138,8 @@ class InferProtocol(HttpToolsProtocol):
         assert isinstance(front_end, HttpFrontEnd)
         self._front_end = front_end
         self.loop_thread = front_end.thread
+        self._idle_since = 0.0
+        self._targets = front_end.infer_targets
 
     def on_message_begin(self) -> None:
         # uvicorn's scope is made only when ASGI is to be used.
@@ -156,6 +157,36 @@ class InferProtocol(HttpToolsProtocol):
         self.url, self.expect_100_continue = url, expect
         self.headers.extend(headers)
         super().on_headers_complete()
+
+    def on_infer_complete(self) -> None:
+        """What ``on_response_complete`` does, for a connection that is rarely idle: one timer for its life, not one for each request."""
+        if self.pipeline or self.transport.is_closing():
+            self.on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def _unset_keepalive_if_required(self) -> None:
+        if self.transport.is_closing():
+            super()._unset_keepalive_if_required()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.timeout_keep_alive_task = None
+        busy = self.cycle is not None and not self.cycle.response_complete
+        idle = 0.0 if busy else self.loop.time() - self._idle_since
+        if idle >= self.timeout_keep_alive:
+            super().timeout_keep_alive_handler()
+        elif not self.transport.is_closing():
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive - idle, self.timeout_keep_alive_handler)
+
+    def on_response_complete(self) -> None:
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
+        super().on_response_complete()
 
     def on_body(self, body: bytes) -> None:
         cycle = self.cycle
@@ -176,6 +207,7 @@ class InferProtocol(HttpToolsProtocol):
         if type(cycle) is InferCycle and not cycle.response_complete:
             cycle.body.abandon()
         super().connection_lost(exc)
+        super()._unset_keepalive_if_required()
 
     def _infer_cycle(self) -> Optional[InferCycle]:
         """The short way for the request whose headers are complete; None if it has to take the long one."""
@@ -187,7 +219,7 @@ class InferProtocol(HttpToolsProtocol):
         fields = InferFields.of(self.headers)
         if fields.content_encoding or fields.accept_encoding:
             return None
-        target: Optional[Tuple[str, Optional[int]]] = self._front_end.infer_target(unquote(self.url.decode("latin-1")))
+        target = self._targets.get(self.url) or self._front_end.infer_target(self.url)
         if target is None:
             return None
         try:

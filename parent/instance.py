@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import mmap
 import os
 import signal
 from collections import deque
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Deque, Dict, List, Optional, Set, Tuple
 
 from ..shm.arena import Block
 from ..shm.control import FAILED, GROW, HELLO, LOAD, LOG, NO_SEGMENT, READY, SEGMENT, ControlSocket
-from ..shm.dtype import BY_CODE
 from ..shm.errors import OutOfSharedMemory, PeerGone, ProtocolError
 from ..shm.message import EXECUTE, FINALIZE, INDIRECT, PROTOCOL_VERSION, RESULTS, Packer, decode_up
 from ..shm.polling import PollBudget, poll_limit
@@ -22,11 +22,14 @@ from . import errors
 from .lifecycle import Event, IllegalTransition, State, advance
 from .log import stub_logger
 from .model_config import InstanceSpec
-from .request import Lease, Outcome, Output, Request, Response
+from .request import Lease, Outcome, OutputPlan, Request, Response
 from .stub_output import LineReader
 
 if TYPE_CHECKING:
     from .model import Model
+
+_HAND_OVER_NS = 20_000
+"""What an answer takes beside the execution that the stub reports, when nobody sleeps."""
 
 STUB_POLL_US = 200
 PARENT_POLL_US = 100
@@ -362,6 +365,7 @@ class Instance:
                 self._kept.remove(key)
                 self._lent.pop(key).release()
             for result in results:
+                self.poll.waited(result[1] + _HAND_OVER_NS)
                 request = self.in_flight.pop(result[0], None)
                 if request is None:
                     raise ProtocolError(f"request {result[0]} is answered but was not handed over")
@@ -369,39 +373,36 @@ class Instance:
 
     def _outcome(self, request: Request, result: Tuple[Any, ...]) -> Outcome:
         _, _nanoseconds, kept, blocks, placed, error, parameters = result
-        if error:
-            outcome: Outcome = errors.BY_CODE[error[0]](error[1])
-        else:
-            leases: List[Lease] = []
-            held: List[Optional[Block]] = []
-            for key in blocks:
-                block = None
-                if key[0] not in self._segments:
-                    block = self._lent.get(key)
-                    if block is None:
-                        raise ProtocolError(f"block {key} of an output was not lent")
-                    block.retain()
-                held.append(block)
-                leases.append((self._releases.append, key) if block is None else (block.arena.dropped.append, block))
-            names, outputs = self.model.outputs, []
-            for name, dtype, shape, index, offset, nbytes in placed:
-                block = held[index]
-                start = blocks[index][1] + offset
-                if block is None:
-                    memory = self._segments.locate(blocks[index][0], start, nbytes).memory
-                elif offset + nbytes > block.size:
-                    raise ProtocolError(f"output {name} lies outside its block")
-                else:
-                    memory = block.segment.memory
-                if name >= len(names):
-                    raise ProtocolError(f"output {name} of {len(names)}")
-                outputs.append(Output(names[name].name, BY_CODE[dtype], shape, memory, start, nbytes, index))
-            outcome = Response(outputs, parameters, leases)
+        outcome = errors.BY_CODE[error[0]](error[1]) if error else self._response(blocks, placed, parameters)
         if kept:
             self._kept.add(request.block.key)
         else:
             self._lent.pop(request.block.key).release()
         return outcome
+
+    def _response(self, blocks: Tuple[Tuple[int, int], ...], placed: Tuple[Any, ...], parameters: str) -> Response:
+        memo = self.model.memo
+        plan: Optional[OutputPlan] = memo.get((placed, len(blocks)))
+        if plan is None:
+            plan = OutputPlan(self.model.outputs, placed, len(blocks))
+            self.model.remember((placed, len(blocks)), plan)
+        places: List[Tuple[mmap.mmap, int]] = []
+        leases: List[Lease] = []
+        for key, nbytes in zip(blocks, plan.extents):
+            segment_id, offset = key
+            if segment_id in self._segments:
+                places.append((self._segments.locate(segment_id, offset, nbytes).memory, offset))
+                leases.append((self._releases.append, key))
+                continue
+            block = self._lent.get(key)
+            if block is None:
+                raise ProtocolError(f"block {key} of an output was not lent")
+            if nbytes > block.size:
+                raise ProtocolError(f"an output lies outside its block {key}")
+            block.retain()
+            places.append((block.segment.memory, offset))
+            leases.append((block.arena.dropped.append, block))
+        return Response(plan, places, leases, parameters)
 
 
 _LEVELS = {"INFO": logging.INFO, "WARNING": logging.WARNING, "ERROR": logging.ERROR, "VERBOSE": logging.DEBUG}

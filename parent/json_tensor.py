@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, List, Sequence
+from typing import Any, Dict, List, Sequence, Set
 
 import msgspec
 import numpy as np
@@ -21,7 +21,7 @@ _NOT_A = {
     "u": "attempt to access JSON non-unsigned-integer as unsigned-integer",
     "f": "attempt to access JSON non-number as double",
 }
-_FITS = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}
+_FITS: Dict[str, Set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
 
 
 def decode_document(data: bytes) -> Any:
@@ -36,9 +36,10 @@ def decode_document(data: bytes) -> Any:
         raise InvalidArgument(f"JSON nesting depth exceeds maximum allowed limit of {MAX_NESTING}") from error
     except msgspec.MsgspecError:
         pass
-    # Triton takes NaN and Infinity, which are not JSON: Python's own decoder does, and it tells where an error is.
+    # Triton takes NaN and Infinity, which are not JSON: Python's own decoder does, and it tells where an error is. Given bytes, it would
+    # take UTF-16 too.
     try:
-        document = json.loads(data)
+        document = json.loads(data.decode())
         json.dumps(document, ensure_ascii=False).encode()
         return document
     except RecursionError as error:
@@ -63,23 +64,24 @@ def encode_input(name: str, data: Any, dtype: DataType, shape: Sequence[int]) ->
         )
     if not isinstance(data, list):
         raise InvalidArgument("Unable to parse 'data': attempt to access JSON non-array as array")
-    _check_nesting(data)
+    kinds = _kinds(data)
     if dtype is BYTES:
         return _encode_strings(name, data, shape)
+    assert dtype.numpy is not None
+    kind = dtype.numpy.kind
+    if not kinds <= _FITS[kind]:
+        raise InvalidArgument(f"Unable to parse 'data': {_NOT_A[kind]}")
     array = _as_array(data)
     if array.size != element_count(shape):
         raise InvalidArgument("Unable to parse 'data': Shape does not match true shape of 'data' field")
-    assert dtype.numpy is not None
-    kind = dtype.numpy.kind
-    if array.size and array.dtype.kind not in _FITS[kind]:
-        raise InvalidArgument(f"Unable to parse 'data': {_NOT_A[kind]}")
     if kind in "iu" and array.size:
         limits = np.iinfo(dtype.numpy)
         least, most = int(array.min()), int(array.max())
         if least < limits.min or most > limits.max:
             wrong = least if least < limits.min else most
             raise InvalidArgument(f"Unable to parse 'data': {wrong} of input '{name}' is out of the range of {dtype.name}")
-    return array.astype(dtype.numpy).tobytes()
+    with np.errstate(over="ignore"):  # what is too large for FP32 is infinite there
+        return array.astype(dtype.numpy).tobytes()
 
 
 def _as_array(data: List[Any]) -> np.ndarray:
@@ -104,12 +106,17 @@ def _flat(data: List[Any]) -> List[Any]:
     return flat
 
 
-def _check_nesting(data: List[Any]) -> None:
-    depth, level = 1, data
-    while level and isinstance(level[0], list):
-        level, depth = level[0], depth + 1
-        if depth > MAX_NESTING:
-            raise InvalidArgument(f"JSON nesting depth exceeds maximum allowed limit of {MAX_NESTING}")
+def _kinds(data: List[Any], depth: int = 1) -> Set[type]:
+    """The types of the elements. An array of them does not tell: booleans among numbers become numbers in it."""
+    if depth > MAX_NESTING:
+        raise InvalidArgument(f"JSON nesting depth exceeds maximum allowed limit of {MAX_NESTING}")
+    kinds = set(map(type, data))
+    if list in kinds:
+        kinds.remove(list)
+        for item in data:
+            if type(item) is list:
+                kinds |= _kinds(item, depth + 1)
+    return kinds
 
 
 def _encode_strings(name: str, data: List[Any], shape: Sequence[int]) -> bytes:
@@ -121,7 +128,7 @@ def _encode_strings(name: str, data: List[Any], shape: Sequence[int]) -> bytes:
     return bytes_codec.encode([item.encode() for item in items])
 
 
-def decode_output(name: str, wire: memoryview, dtype: DataType) -> bytes:
+def decode_output(name: str, wire: bytes, dtype: DataType) -> bytes:
     """The JSON text of an output's ``data``, a flat list. NaN and infinities are written as Triton writes them.
 
     Raises:

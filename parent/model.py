@@ -59,6 +59,7 @@ class Model:
         self._dirty: List[Instance] = []
         self._flush_due = False
         self._stopping = False
+        self._live = 0
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
 
@@ -136,7 +137,7 @@ class Model:
             Unavailable: no instance is live.
         """
         with self.lock:
-            if not self.ready:
+            if not self._live or self._stopping:
                 request.block.release()
                 raise Unavailable(self.unavailable_text())
             self._hand_over(self._scheduler.enqueue(request))
@@ -148,6 +149,12 @@ class Model:
                 # Once per turn of the loop: the requests of one turn share a record and a wake-up.
                 self._flush_due = True
                 self._loop.call_soon(self._flush_turn)
+
+    def remember(self, key: Any, value: Any) -> None:
+        """Puts something in ``memo``; when there is too much, all of it goes."""
+        if len(self.memo) >= _REMEMBERED:
+            self.memo.clear()
+        self.memo[key] = value
 
     def unavailable_text(self) -> str:
         """Why a request cannot be served."""
@@ -210,8 +217,7 @@ class Model:
             if budget and not instance.pollers:
                 instance.pollers = 1
                 instance.awake()
-                now = perf_counter_ns()
-                self._loop.call_soon(self._poll, instance, now, now + budget)
+                self._loop.call_soon(self._poll, instance, perf_counter_ns() + budget)
 
     def _flush(self) -> List[Instance]:
         dirty, self._dirty = self._dirty, []
@@ -222,18 +228,14 @@ class Model:
                 self._loop.call_soon_threadsafe(instance.condemn, str(error))
         return dirty
 
-    def _poll(self, instance: Instance, started: int, deadline: int) -> None:
+    def _poll(self, instance: Instance, deadline: int) -> None:
         """One look at a ring in each turn of the loop, for as long as an answer is expected soon."""
         now = perf_counter_ns()
         if instance.ready():
-            instance.poll.waited(now - started)
             self.drain(instance)
-            if instance.in_flight:
-                started, deadline = now, now + instance.poll.nanoseconds()
-        elif now > deadline:
-            instance.poll.waited(2 * (now - started))
+            deadline = now + instance.poll.nanoseconds()
         if instance.in_flight and now <= deadline:
-            self._loop.call_soon(self._poll, instance, started, deadline)
+            self._loop.call_soon(self._poll, instance, deadline)
         else:
             with self.lock:
                 instance.pollers -= 1
@@ -245,17 +247,19 @@ class Model:
 
     def instance_ready(self, instance: Instance) -> None:
         with self.lock:
+            self._live += 1
             self._hand_over(self._scheduler.add(instance))
             self._flush()
 
     def instance_gone(self, instance: Instance) -> None:
         """Its process ended: what it was executing fails, what it had not started goes to another instance, if there is one."""
         with self.lock:
+            self._live = sum(i.state is State.READY for i in self.instances)
             lost, unstarted = instance.abandoned()
             self._hand_over(self._scheduler.remove(instance, unstarted))
             self._flush()
             queue = self._scheduler.queue
-            if not any(i.state is State.READY for i in self.instances):
+            if not self._live:
                 error = Unavailable(self.unavailable_text())
                 while queue:
                     request = queue.popleft()
@@ -274,6 +278,7 @@ class Model:
 
 
 _KILL_SECONDS = 5.0
+_REMEMBERED = 1024
 
 
 def _interpreter_of(config: Any, directory: str) -> Tuple[Optional[str], Dict[str, Optional[str]]]:

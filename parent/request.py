@@ -4,39 +4,77 @@ from __future__ import annotations
 
 import mmap
 import weakref
-from typing import Any, Callable, Iterator, List, NamedTuple, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple, Union
 
 import numpy as np
 
 from ..shm.arena import Block
-from ..shm.dtype import DataType
+from ..shm.dtype import BY_CODE, DataType
+from ..shm.errors import ProtocolError
 from .errors import ServerError
+from .model_config import TensorSpec
 
 Lease = Tuple[Callable[[Any], None], Any]
 """What gives a block back: a function safe to call in any thread, even from a garbage collection, and its argument."""
 
 
 class Output(NamedTuple):
-    """One output: ``nbytes`` bytes at ``start`` of ``memory``, in block ``lease`` of its response."""
+    """One output: ``nbytes`` bytes at ``offset`` in block number ``block`` of its response."""
 
     name: str
     dtype: DataType
     shape: Tuple[int, ...]
-    memory: mmap.mmap
-    start: int
+    block: int
+    offset: int
     nbytes: int
-    lease: int
+
+
+class OutputPlan:
+    """What a response consists of, apart from where its blocks are. The outputs of a model tend to have the same one every time, so
+    it is made once for each and kept with the model; compared by identity.
+
+    ``extents``: for each block, the bytes of it that outputs use. ``nbytes``: sum of all outputs.
+    """
+
+    __slots__ = ("extents", "nbytes", "outputs")
+
+    def __init__(self, specs: Sequence[TensorSpec], placed: Sequence[Tuple[Any, ...]], blocks: int) -> None:
+        """Reads the outputs of a message that was decoded.
+
+        Raises:
+            ProtocolError: an output that the model does not have.
+        """
+        extents = [0] * blocks
+        outputs = []
+        for index, code, shape, block, offset, nbytes in placed:
+            if index >= len(specs):
+                raise ProtocolError(f"output {index} of {len(specs)}")
+            outputs.append(Output(specs[index].name, BY_CODE[code], shape, block, offset, nbytes))
+            extents[block] = max(extents[block], offset + nbytes)
+        self.outputs = outputs
+        self.extents = extents
+        self.nbytes = sum([output.nbytes for output in outputs])
 
 
 class Response:
-    """The outputs of a request, which stay in shared memory until ``release`` or, after ``views``, until the last view is gone."""
+    """The outputs of a request, which stay in shared memory until ``release`` or, after ``views``, until the last view is gone.
 
-    __slots__ = ("_leases", "outputs", "parameters")
+    ``places``: the mapping and the offset in it of each block.
+    """
 
-    def __init__(self, outputs: List[Output], parameters: str, leases: List[Lease]) -> None:
-        self.outputs = outputs
-        self.parameters = parameters
+    __slots__ = ("_leases", "parameters", "places", "plan")
+
+    def __init__(self, plan: OutputPlan, places: List[Tuple[mmap.mmap, int]], leases: List[Lease], parameters: str) -> None:
+        self.plan = plan
+        self.places = places
         self._leases = leases
+        self.parameters = parameters
+
+    def copy(self, output: Output) -> bytes:
+        """The bytes of one output."""
+        memory, start = self.places[output.block]
+        start += output.offset
+        return memory[start : start + output.nbytes]
 
     def release(self) -> None:
         """Gives the memory back. Nothing may read the outputs afterwards."""
@@ -46,20 +84,14 @@ class Response:
 
     def views(self) -> Iterator[np.ndarray]:
         """The bytes of each output, UINT8 [nbytes], without a copy; each block goes back when the last view of it is collected."""
-        bases = {}
+        bases: Dict[int, np.ndarray] = {}
         for index, (give_back, block) in enumerate(self._leases):
-            inside = [o for o in self.outputs if o.lease == index]
-            if not inside:
-                give_back(block)
-                continue
-            start, end = min(o.start for o in inside), max(o.start + o.nbytes for o in inside)
-            base = np.ndarray((end - start,), np.uint8, inside[0].memory, start)
-            weakref.finalize(base, give_back, block).atexit = False
-            bases[index] = base, start
+            memory, start = self.places[index]
+            bases[index] = np.ndarray((self.plan.extents[index],), np.uint8, memory, start)
+            weakref.finalize(bases[index], give_back, block).atexit = False
         self._leases = []
-        for output in self.outputs:
-            base, start = bases[output.lease]
-            yield base[output.start - start : output.start - start + output.nbytes]
+        for output in self.plan.outputs:
+            yield bases[output.block][output.offset : output.offset + output.nbytes]
 
 
 Outcome = Union[Response, ServerError]

@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import msgspec
 import numpy as np
+import uvloop
 
 from ..shm import bytes_codec
 from ..shm.dtype import BF16, BY_NUMPY, BYTES, DataType
@@ -62,16 +63,16 @@ class Server:
         self._options = options or ServerOptions()
         self._options.model_repositories = [os.fspath(root) for root in roots]
         self._exit_on_error = exit_on_error
-        self._loop: Optional[asyncio.AbstractEventLoop] = None
+        self.loop: Optional[asyncio.AbstractEventLoop] = None
         self._thread: Optional[threading.Thread] = None
         self._core: Optional[Core] = None
 
     def __enter__(self) -> Server:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="stublet-server", daemon=True)
+        self.loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="stublet-server", daemon=True)
         self._thread.start()
         try:
-            asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
+            asyncio.run_coroutine_threadsafe(self._start(), self.loop).result()
         except BaseException:
             self._stop()
             raise
@@ -94,14 +95,14 @@ class Server:
             raise LoadFailed(f"failed to load '{name}': {reason}")
 
     def _stop(self) -> None:
-        if self._loop is None or self._thread is None:
+        if self.loop is None or self._thread is None:
             return
         if self._core is not None:
-            asyncio.run_coroutine_threadsafe(self._core.stop(self._options.exit_timeout_secs), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
+            asyncio.run_coroutine_threadsafe(self._core.stop(self._options.exit_timeout_secs), self.loop).result()
+        self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
-        self._loop.close()
-        self._loop = self._thread = None
+        self.loop.close()
+        self.loop = self._thread = None
 
     @property
     def core(self) -> Core:
@@ -110,7 +111,7 @@ class Server:
         Raises:
             Unavailable: the server is not running.
         """
-        if self._core is None or self._loop is None:
+        if self._core is None or self.loop is None:
             raise Unavailable("the server is not running; use it in a with statement")
         return self._core
 
@@ -209,13 +210,11 @@ class _Waiter:
         if len(instances) != 1:
             return
         (instance,) = instances
-        started = perf_counter_ns()
-        deadline = started + instance.poll.nanoseconds()
+        deadline = perf_counter_ns() + instance.poll.nanoseconds()
         with model.polling(instance):
             while self._outcome is None and perf_counter_ns() < deadline:
                 if instance.ready():
                     model.drain(instance)
-        instance.poll.waited(perf_counter_ns() - started)
 
     def _sleep(self, timeout: Optional[float]) -> None:
         lock = threading.Lock()
@@ -269,27 +268,25 @@ def _wire_form(name: str, array: np.ndarray, model: Model) -> Tuple[DataType, An
 def _result(model: Model, outcome: Outcome) -> InferResult:
     if isinstance(outcome, ServerError):
         raise outcome
-    parameters = msgspec.json.decode(outcome.parameters) if outcome.parameters not in ("", "{}") else {}
+    parameters = msgspec.json.decode(outcome.parameters) if outcome.parameters else {}
     result = InferResult(model.name, model.version, parameters)
-    outputs = outcome.outputs
-    if sum([output.nbytes for output in outputs]) <= COPIED_BYTES or any(output.dtype is BYTES for output in outputs):
-        for output in outputs:
-            result[output.name] = _copied(output)
+    plan = outcome.plan
+    if plan.nbytes <= COPIED_BYTES or any(output.dtype is BYTES for output in plan.outputs):
+        for output in plan.outputs:
+            result[output.name] = _array(output, outcome.copy(output))
         outcome.release()
     else:
-        for output, view in zip(outputs, outcome.views()):
-            result[output.name] = view.view(_numpy_dtype(output.dtype)).reshape(output.shape)
+        for output, view in zip(plan.outputs, outcome.views()):
+            result[output.name] = _array(output, view)
     return result
 
 
-def _numpy_dtype(dtype: DataType) -> np.dtype:
-    return np.dtype(np.uint16) if dtype is BF16 else dtype.numpy  # type: ignore[return-value]
-
-
-def _copied(output: Output) -> np.ndarray:
+def _array(output: Output, wire: Any) -> np.ndarray:
     if output.dtype is BYTES:
-        items = bytes_codec.decode(output.memory[output.start : output.start + output.nbytes])
+        items = bytes_codec.decode(wire)
         array = np.empty(len(items), object)
         array[:] = items
         return array.reshape(output.shape)
-    return np.ndarray(output.shape, _numpy_dtype(output.dtype), output.memory, output.start).copy()
+    # A bytearray, unlike bytes, makes an array that can be written to.
+    buffer = bytearray(wire) if isinstance(wire, bytes) else wire
+    return np.ndarray(output.shape, np.uint16 if output.dtype is BF16 else output.dtype.numpy, buffer)

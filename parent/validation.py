@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..shm import bytes_codec
-from ..shm.arena import aligned
+from ..shm.arena import aligned, size_class
 from ..shm.dtype import BYTES, MAX_ELEMENTS, element_count
 from .errors import InvalidArgument
 from .model_config import TensorSpec
@@ -39,7 +39,8 @@ class Placement(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """``placements`` in the order the client gave; ``inputs`` as a message describes them, in the order of the configuration."""
+    """``placements`` in the order the client gave; ``inputs`` as a message describes them, in the order of the configuration;
+    ``nbytes`` of the block for them."""
 
     placements: List[Placement]
     inputs: Tuple[Tuple[int, int, Tuple[int, ...], int, int], ...]
@@ -71,7 +72,7 @@ def lay_out(model: Model, given: Sequence[GivenInput]) -> Layout:
     if model.max_batch_size > 0 and len({one.shape[0] for one in given}) > 1:
         batches = ", ".join(f"'{one.name}': {one.shape[0]}" for one in given)
         raise InvalidArgument(f"the inputs of a request to model '{model.name}' must have the same batch size, got {batches}")
-    return Layout(placements, tuple(sorted(message)), offset)
+    return Layout(placements, tuple(sorted(message)), size_class(offset))
 
 
 def _check_names(model: Model, given: Sequence[GivenInput], specs: Dict[str, Tuple[int, TensorSpec]]) -> None:

@@ -89,9 +89,13 @@ class Arena:
         """
         if self.dropped:
             self.collect()
-        size = size_class(nbytes)
-        free = self._free.get(size)
-        block = free.pop() if free else self._near(size) or self._carve(size)
+        free = self._free.get(nbytes)  # what asks often asks for a whole class
+        if free:
+            block = free.pop()
+        else:
+            size = size_class(nbytes)
+            free = self._free.get(size)
+            block = free.pop() if free else self._near(size) or self._carve(size)
         block.holders = 1
         return block
 

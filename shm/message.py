@@ -25,7 +25,7 @@ Any bytes are a message or a ProtocolError.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any, Callable, Tuple
+from typing import Any, Callable, Set, Tuple
 
 import msgpack
 
@@ -33,6 +33,12 @@ from .dtype import BY_CODE, BYTES, element_count
 from .errors import ProtocolError
 
 PROTOCOL_VERSION = 1
+
+_REMEMBERED = 1024
+
+_known_tensors: Set[Tuple[Any, int]] = set()
+"""Lists of tensors that were checked before, inputs with the size of their block and outputs with minus their number of blocks. Those of
+a model repeat, and looking one up costs a quarter of checking it."""
 
 INDIRECT, EXECUTE, FINALIZE = 0, 1, 2
 RESULTS = 1
@@ -84,7 +90,9 @@ def decode_down(record: bytes) -> Tuple[Any, ...]:
                 for request in batch:
                     _check_request(request)
             return message
-        if kind == INDIRECT and len(message) == 4 or kind == FINALIZE and len(message) == 1:
+        if kind == INDIRECT:
+            return _checked_indirect(message)
+        if kind == FINALIZE and len(message) == 1:
             return message
     except (TypeError, ValueError) as error:
         raise ProtocolError(f"malformed record: {error}") from error
@@ -102,11 +110,18 @@ def decode_up(record: bytes) -> Tuple[Any, ...]:
             for result in results:
                 _check_result(result)
             return message
-        if kind == INDIRECT and len(message) == 4:
-            return message
+        if kind == INDIRECT:
+            return _checked_indirect(message)
     except (TypeError, ValueError) as error:
         raise ProtocolError(f"malformed record: {error}") from error
     raise ProtocolError(f"no record begins with {kind!r} and has {len(message)} parts")
+
+
+def _checked_indirect(message: Tuple[Any, ...]) -> Tuple[Any, ...]:
+    _, segment, offset, nbytes = message
+    if type(segment) is not int or type(offset) is not int or type(nbytes) is not int:
+        raise ValueError(f"{nbytes!r} bytes at {offset!r} of segment {segment!r}")
+    return message
 
 
 def _check_releases(releases: Any) -> None:
@@ -116,13 +131,11 @@ def _check_releases(releases: Any) -> None:
 
 
 def _check_request(request: Any) -> None:
-    key, _segment, _offset, size, inputs, extras = request
-    if type(key) is not int or type(size) is not int:
-        raise ValueError(f"request {key!r} of {size!r} bytes")
-    for name, dtype, shape, offset, nbytes in inputs:
-        _check_tensor(name, dtype, shape, offset, nbytes)
-        if offset + nbytes > size:
-            raise ValueError(f"input {name} ends at {offset + nbytes} of {size}")
+    key, segment, offset, size, inputs, extras = request
+    if type(key) is not int or type(segment) is not int or type(offset) is not int or type(size) is not int:
+        raise ValueError(f"request {key!r} in {size!r} bytes at {offset!r} of segment {segment!r}")
+    if (inputs, size) not in _known_tensors:
+        _check_inputs(inputs, size)
     if extras:
         request_id, requested, parameters, correlation_id, flags, timeout = extras
         if type(request_id) is not str or type(parameters) is not str or type(correlation_id) not in (int, str):
@@ -139,15 +152,35 @@ def _check_result(result: Any) -> None:
     if type(key) is not int or type(nanoseconds) is not int or type(kept) is not bool or type(parameters) is not str:
         raise ValueError(f"result {key!r}")
     _check_releases(blocks)
-    for name, dtype, shape, block, offset, nbytes in outputs:
-        _check_tensor(name, dtype, shape, offset, nbytes)
-        if type(block) is not int or not 0 <= block < len(blocks):
-            raise ValueError(f"output {name} in block {block!r} of {len(blocks)}")
+    if (outputs, -len(blocks)) not in _known_tensors:
+        _check_outputs(outputs, len(blocks))
     if error:
         code, text = error
         if type(text) is not str:
             raise ValueError("text of an error")
         ErrorCode(code)
+
+
+def _check_outputs(outputs: Any, blocks: int) -> None:
+    for name, dtype, shape, block, offset, nbytes in outputs:
+        _check_tensor(name, dtype, shape, offset, nbytes)
+        if type(block) is not int or not 0 <= block < blocks:
+            raise ValueError(f"output {name} in block {block!r} of {blocks}")
+    _remember((outputs, -blocks))
+
+
+def _check_inputs(inputs: Any, size: int) -> None:
+    for name, dtype, shape, offset, nbytes in inputs:
+        _check_tensor(name, dtype, shape, offset, nbytes)
+        if offset + nbytes > size:
+            raise ValueError(f"input {name} ends at {offset + nbytes} of {size}")
+    _remember((inputs, size))
+
+
+def _remember(known: Tuple[Any, int]) -> None:
+    if len(_known_tensors) >= _REMEMBERED:
+        _known_tensors.clear()
+    _known_tensors.add(known)
 
 
 def _check_tensor(name: Any, dtype: Any, shape: Any, offset: Any, nbytes: Any) -> None:

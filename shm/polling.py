@@ -23,7 +23,7 @@ class PollBudget:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._mean = limit
+        self._mean = limit // 2
 
     def nanoseconds(self) -> int:
         """How long to poll now: twice the wait that is expected, or 0 when that is too long to pay."""

@@ -124,14 +124,12 @@ def _memory_available() -> Optional[int]:
 class SegmentTable(dict):
     """Segments by id, and the one place where a location that the other side named is checked."""
 
-    def locate(self, segment_id: object, offset: object, nbytes: object) -> Segment:
-        """The segment that holds ``nbytes`` bytes at ``offset``.
+    def locate(self, segment_id: int, offset: int, nbytes: int) -> Segment:
+        """The segment that holds ``nbytes`` bytes at ``offset``. That they are integers, the decoder of the message has seen to.
 
         Raises:
             ProtocolError: no such segment, or the bytes do not lie within it.
         """
-        if type(segment_id) is not int or type(offset) is not int or type(nbytes) is not int:
-            raise ProtocolError(f"a location is three integers, not {segment_id!r}, {offset!r}, {nbytes!r}")
         segment: Optional[Segment] = self.get(segment_id)
         if segment is None:
             raise ProtocolError(f"segment {segment_id} is not known")

@@ -76,9 +76,15 @@ class InferenceRequest:
 
     @classmethod
     def _received(
-        cls, inputs: List[Tensor], request_id: str, requested: Set[str], parameters: str, correlation_id: Union[int, str],
-        flags: int, timeout: int,
-    ) -> InferenceRequest:  # fmt: skip
+        cls,
+        inputs: List[Tensor],
+        requested: Set[str],
+        request_id: str = "",
+        parameters: str = "{}",
+        correlation_id: Union[int, str] = 0,
+        flags: int = 0,
+        timeout: int = 0,
+    ) -> InferenceRequest:
         """A request as it came from the server, which has checked it."""
         request = cls.__new__(cls)
         request._inputs = inputs
@@ -141,7 +147,8 @@ class InferenceResponse:
         error: Optional[TritonError] = None,
         parameters: Optional[Parameters] = None,
     ) -> None:
-        _expect("InferenceResponse", "output_tensors", output_tensors, (list, tuple))
+        if type(output_tensors) is not list:
+            _expect("InferenceResponse", "output_tensors", output_tensors, (list, tuple))
         for tensor in output_tensors:
             if not isinstance(tensor, Tensor):
                 if tensor is None:
@@ -151,7 +158,7 @@ class InferenceResponse:
             _expect("InferenceResponse", "error", error, TritonError)
         self._output_tensors = list(output_tensors)
         self._error = error
-        self._parameters = parameters_text(parameters)
+        self._parameters = "{}" if parameters is None else parameters_text(parameters)
 
     def output_tensors(self) -> List[Tensor]:
         return self._output_tensors

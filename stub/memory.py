@@ -64,7 +64,7 @@ class StubMemory:
         Raises:
             ProtocolError: the location does not lie in a segment of the parent's.
         """
-        if type(segment_id) is int and segment_id not in self.segments:
+        if segment_id not in self.segments:
             self.segments[segment_id] = self._fetch(segment_id)
         segment = self.segments.locate(segment_id, offset, nbytes)
         base = np.ndarray((nbytes,), np.uint8, segment.memory, offset)
@@ -124,44 +124,59 @@ class StubMemory:
             OutOfSharedMemory: no room.
         """
         placed = Placed([], [])
-        copies: List[Tuple[int, Tensor]] = []
-        for name, tensor in tensors:
-            if tensor._nbytes < REFERENCE_BYTES or not self._by_reference(name, tensor, placed):
-                copies.append((name, tensor))
-        if copies:
-            self._by_copy(copies, placed)
+        large = [(name, tensor) for name, tensor in tensors if tensor._nbytes >= REFERENCE_BYTES and self._home(tensor)]
+        if large:
+            tensors = [pair for pair in tensors if pair not in large]
+        if tensors:
+            self._by_copy(tensors, placed)
+        for name, tensor in large:
+            self._by_reference(name, tensor, placed)
         return placed
 
-    def _by_reference(self, name: int, tensor: Tensor, placed: Placed) -> bool:
-        array: Any = tensor._data if tensor._data is not None else tensor._array
-        start = array.__array_interface__["data"][0] + tensor._offset
-        for home in self._homes.values():
+    def take_back(self, blocks: Sequence[BlockKey]) -> None:
+        """Undoes ``place``: the response is not going to be sent."""
+        self.release([key for key in blocks if self.arena.find(key) is not None])
+
+    def _home(self, tensor: Tensor) -> Optional[_Home]:
+        """Where in shared memory the tensor lies, if it does."""
+        start = _address(tensor)
+        for home in tuple(self._homes.values()):
             if home.start <= start and start + tensor._nbytes <= home.end:
-                if home.block is not None:
-                    with self._lock:
-                        home.block.retain()
-                placed.blocks.append(home.key)
-                placed.outputs.append(
-                    (name, tensor._dtype.code, tensor._shape, len(placed.blocks) - 1, start - home.start, tensor._nbytes)
-                )
-                return True
-        return False
+                return home
+        return None
+
+    def _by_reference(self, name: int, tensor: Tensor, placed: Placed) -> None:
+        home = self._home(tensor)
+        assert home is not None
+        if home.block is not None:
+            with self._lock:
+                home.block.retain()
+        placed.outputs.append(
+            (name, tensor._dtype.code, tensor._shape, len(placed.blocks), _address(tensor) - home.start, tensor._nbytes)
+        )
+        placed.blocks.append(home.key)
 
     def _by_copy(self, tensors: Sequence[Tuple[int, Tensor]], placed: Placed) -> None:
-        with self._lock:
-            block = self.arena.allocate(sum([aligned(tensor._nbytes) for _, tensor in tensors]))
-        memory, offset, index = block.segment.memory, 0, len(placed.blocks)
-        placed.blocks.append(block.key)
+        outputs, offset = placed.outputs, 0
         for name, tensor in tensors:
-            nbytes = tensor._nbytes
-            start = block.offset + offset
+            outputs.append((name, tensor._dtype.code, tensor._shape, 0, offset, tensor._nbytes))
+            offset += aligned(tensor._nbytes)
+        with self._lock:
+            block = self.arena.allocate(offset)
+        placed.blocks.append(block.key)
+        memory, start = block.segment.memory, block.offset
+        for output, (_, tensor) in zip(outputs, tensors):
+            begin = start + output[4]
             # Assigning to a slice of the mapping copies straight out of the array's buffer.
-            memory[start : start + nbytes] = tensor._wire() if tensor._data is not None else tensor._array  # type: ignore[assignment]
-            placed.outputs.append((name, tensor._dtype.code, tensor._shape, index, offset, nbytes))
-            offset += aligned(nbytes)
+            memory[begin : begin + tensor._nbytes] = tensor._array if tensor._data is None else tensor._wire()  # type: ignore[assignment]
 
     def _settle_in(self, base: np.ndarray, key: BlockKey, block: Optional[Block]) -> None:
         start = base.__array_interface__["data"][0]
         self._homes[start] = _Home(key, start, start + base.size, block)
         weakref.finalize(base, self._homes.pop, start, None).atexit = False
 
+
+def _address(tensor: Tensor) -> int:
+    array: Any = tensor._array if tensor._data is None else tensor._data
+    start: int = array.__array_interface__["data"][0]
+    return start + tensor._offset

@@ -17,24 +17,25 @@ import threading
 import traceback
 import weakref
 from time import perf_counter_ns, sleep
-from typing import Any, Dict, List, NoReturn, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
 from ..shm.control import FAILED, GROW, HELLO, LOAD, LOG, NO_SEGMENT, READY, SEGMENT, ControlSocket, close_all
+from ..shm.dtype import BY_CODE
 from ..shm.errors import OutOfSharedMemory, PeerGone, ProtocolError
 from ..shm.message import EXECUTE, FINALIZE, INDIRECT, PROTOCOL_VERSION, RESULTS, ErrorCode, Packer, decode_down
 from ..shm.polling import MICROSECOND, PollBudget
 from ..shm.ring import CHANNEL_BYTES, RECORD_BYTES, STARTED, Consumer, Producer, Words
 from ..shm.segment import Segment
-from .error import headline, with_frames
+from .error import TritonModelException, headline, with_frames
 from .execution import check_returned
 from .host import host
 from .inference import InferenceRequest
 from .loader import LoadError, load_class
 from .logger import ForwardingHandler
 from .memory import StubMemory
-from .tensor import from_message
+from .tensor import Tensor
 
 _SLEEP_MS = 1000
 """Longest sleep between two looks at the ring: the doorbell is fenced, this is the belt to its braces."""
@@ -42,7 +43,7 @@ _SLEEP_MS = 1000
 _ANSWER_SECONDS = 30.0
 """How long the parent's loop may take to answer on the control socket."""
 
-_NO_EXTRAS: Tuple[str, None, str, int, int, int] = ("", None, "{}", 0, 0, 0)
+_REMEMBERED = 256
 
 
 class StubProcess:
@@ -53,6 +54,7 @@ class StubProcess:
         self._control_lock = threading.Lock()
         self._pack = Packer()
         self._handled = 0
+        self._plans: Dict[Tuple[Any, ...], Tuple[Any, ...]] = {}
 
     def run(self) -> int:
         """Loads, serves, finalizes; returns the exit code."""
@@ -114,8 +116,7 @@ class StubProcess:
                 text = with_frames(error)
             self._control.send((FAILED, text, traceback.format_exc()))
         else:
-            if not hasattr(self._model, "execute"):
-                self._log("WARNING", "model.py", 0, f"'{settings['path']}' does not implement `execute`; every request will fail")
+            self._execute_model = getattr(self._model, "execute", None) or _no_execute(settings["path"])
             return True
         return False
 
@@ -168,47 +169,57 @@ class StubProcess:
         memory = self._memory
         self._handled += len(batch)
         self._words[STARTED // 8] = self._handled
-        requests, bases = [], []
+        requests, refs = [], []
+        base = None
         for _, segment, offset, nbytes, inputs, extras in batch:
             base = memory.base(segment, offset, nbytes)
-            bases.append(base)
-            request_id, requested, parameters, correlation_id, flags, timeout = extras or _NO_EXTRAS
-            requests.append(
-                InferenceRequest._received(
-                    [from_message(self._inputs[name], dtype, shape, base, start, size) for name, dtype, shape, start, size in inputs],
-                    request_id,
-                    self._all_outputs if requested is None else {self._output_names[i] for i in requested},
-                    parameters, correlation_id, flags, timeout,
-                )
-            )  # fmt: skip
-        wanted = [request.requested_output_names() for request in requests]
+            refs.append(weakref.ref(base))
+            plan = self._plans.get(inputs) or self._plan(inputs)
+            tensors = [Tensor._over(name, dtype, shape, base, start, size) for name, dtype, shape, start, size in plan]
+            if extras:
+                requested = extras[1]
+                names = self._all_outputs if requested is None else {self._output_names[i] for i in requested}
+                requests.append(InferenceRequest._received(tensors, names, extras[0], *extras[2:]))
+            else:
+                requests.append(InferenceRequest._received(tensors, self._all_outputs))
+        wanted = [request._requested for request in requests]
+        answers: List[Tuple[Any, ...]] = []
         started = perf_counter_ns()
         try:
-            if not hasattr(self._model, "execute"):
-                raise NotImplementedError(f"Python model {host.model_dir} does not implement `execute` method.")
-            responses = check_returned(self._model.execute(requests), len(requests))
+            responses = check_returned(self._execute_model(requests), len(requests))
             took = perf_counter_ns() - started
-            answers = [self._answer(response, names) for response, names in zip(responses, wanted)]
-            responses = []
+            for response, names in zip(responses, wanted):
+                answers.append(self._answer(response, names))
         except BaseException as error:  # SystemExit too: only os._exit ends an instance
             took = perf_counter_ns() - started
+            for blocks, *_ in answers:
+                memory.take_back(blocks)
             answers = [self._failure(error)] * len(requests)
-        refs = [weakref.ref(base) for base in bases]
-        del requests, bases, base
+        # Whatever still views a block after this is the model's.
+        requests = tensors = responses = response = base = None
         return [
-            (key, took, memory.let_go((segment, offset), ref), *answer)
+            (key, took, ref() is not None and memory.let_go((segment, offset), ref), *answer)
             for (key, segment, offset, *_), ref, answer in zip(batch, refs, answers)
         ]
 
+    def _plan(self, inputs: Tuple[Any, ...]) -> Tuple[Any, ...]:
+        """The inputs of a message with names and types instead of numbers. Those of a model repeat, so they are remembered."""
+        plan = tuple((self._inputs[name], BY_CODE[dtype], shape, start, size) for name, dtype, shape, start, size in inputs)
+        if len(self._plans) >= _REMEMBERED:
+            self._plans.clear()
+        self._plans[inputs] = plan
+        return plan
+
     def _answer(self, response: Any, wanted: Set[str]) -> Tuple[Any, ...]:
         """(blocks, outputs, error, parameters) of one response."""
-        error = response.error()
+        error = response._error
         if error is not None:
             return (), (), (error.code(), error.message()), ""
         outputs = self._outputs
-        tensors = [(outputs[t._name], t) for t in response.output_tensors() if t._name in wanted]
+        tensors = [(outputs[t._name], t) for t in response._output_tensors if t._name in wanted]
         placed = self._memory.place(tensors)
-        return placed.blocks, placed.outputs, (), response.parameters()
+        parameters = response._parameters
+        return placed.blocks, placed.outputs, (), "" if parameters == "{}" else parameters
 
     def _failure(self, error: BaseException) -> Tuple[Any, ...]:
         """The whole batch failed: the traceback goes to the log, the message to the client."""
@@ -294,6 +305,15 @@ class StubProcess:
             self._memory.segments[segment_id] = segment
             return None
         return segment
+
+
+def _no_execute(path: str) -> Callable[[Any], NoReturn]:
+    """Stands in for a missing ``execute``, which is an error of each request, not of loading (spec 2.4)."""
+
+    def execute(_requests: Any) -> NoReturn:
+        raise TritonModelException(f"Python model {path} does not implement `execute` method.")
+
+    return execute
 
 
 def _readable(fd: int, seconds: float) -> bool:

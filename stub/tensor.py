@@ -7,7 +7,7 @@ from typing import Any, List, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from ..shm import bytes_codec
-from ..shm.dtype import BF16, BY_CODE, BY_CONFIG_NAME, BY_NAME, BY_NUMPY, BYTES, DataType, element_count
+from ..shm.dtype import BF16, BY_CONFIG_NAME, BY_NAME, BY_NUMPY, BYTES, DataType, element_count
 from . import dlpack
 from .error import TritonModelException
 from .host import host
@@ -209,7 +209,3 @@ def empty(name: str, shape: Sequence[int], dtype: Union[str, type, np.dtype]) ->
     nbytes = element_count(shape) * found.itemsize
     return Tensor._over(name, found, shape, host.allocate(nbytes), 0, nbytes)
 
-
-def from_message(name: str, dtype: int, shape: Tuple[int, ...], block: np.ndarray, offset: int, nbytes: int) -> Tensor:
-    """An input tensor as a message describes it, over its request's block."""
-    return Tensor._over(name, BY_CODE[dtype], shape, block, offset, nbytes)
