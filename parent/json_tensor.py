@@ -80,8 +80,11 @@ def encode_input(name: str, data: Any, dtype: DataType, shape: Sequence[int]) ->
         if least < limits.min or most > limits.max:
             wrong = least if least < limits.min else most
             raise InvalidArgument(f"Unable to parse 'data': {wrong} of input '{name}' is out of the range of {dtype.name}")
-    with np.errstate(over="ignore"):  # what is too large for FP32 is infinite there
-        return array.astype(dtype.numpy).tobytes()
+    try:
+        with np.errstate(over="ignore"):  # what is too large for FP32 is infinite there
+            return array.astype(dtype.numpy).tobytes()
+    except OverflowError as error:
+        raise InvalidArgument(f"Unable to parse 'data': an integer of input '{name}' is out of the range of {dtype.name}") from error
 
 
 def _as_array(data: List[Any]) -> np.ndarray:

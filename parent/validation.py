@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from ..shm import bytes_codec
 from ..shm.arena import aligned, size_class
@@ -77,9 +77,11 @@ def lay_out(model: Model, given: Sequence[GivenInput]) -> Layout:
 
 def _check_names(model: Model, given: Sequence[GivenInput], specs: Dict[str, Tuple[int, TensorSpec]]) -> None:
     names = [one.name for one in given]
+    seen: Set[str] = set()
     for name in names:
-        if names.count(name) > 1:
+        if name in seen:
             raise InvalidArgument(f"input '{name}' already exists in request")
+        seen.add(name)
     required = [spec.name for spec in model.inputs if not spec.optional]
     missing = [name for name in required if name not in names]
     unknown = [name for name in names if name not in specs]
@@ -114,7 +116,8 @@ def _check_shape(model: Model, spec: TensorSpec, shape: Tuple[int, ...]) -> None
             f"unexpected shape for input '{spec.name}' for model '{model.name}'. Expected {_dims(spec.shape)}, got {_dims(shape)}. "
             + (_BATCH_NOTE if batching else "")
         )
-    if element_count(shape) > MAX_ELEMENTS:
+    # A 0 among them makes the count 0, but no array library takes the other sizes for that.
+    if element_count([dim or 1 for dim in shape]) * max(spec.dtype.itemsize, 1) > MAX_ELEMENTS:
         raise InvalidArgument(
             f"invalid shape for input '{spec.name}': shape {_dims(shape)} causes total element count to exceed maximum size of "
             f"{MAX_ELEMENTS}"

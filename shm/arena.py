@@ -127,7 +127,9 @@ class Arena:
             if segment.size - used >= size:
                 break
         else:
-            i, segment, used = len(self._fresh), self._grow(max(size, self._quantum)), 0
+            segment, used = self._grow(max(size, self._quantum)), 0
+            # Counted only now: a stub that waits for its segment may be given others first, and adds them.
+            i = len(self._fresh)
             self._fresh.append((segment, used))
         if segment.size - used - size >= ALIGNMENT:
             self._fresh[i] = segment, used + size

@@ -14,6 +14,10 @@ import numpy as np
 Buffer = Union[bytes, bytearray, memoryview, np.ndarray]
 
 _LENGTH = 4
+_PREFIXES = [struct.pack("<I", length) for length in range(1024)]
+"""The lengths of short elements as they are written; picking one takes half as long as packing it."""
+_LONGEST_ITEM = 2**31 - 1
+"""numpy has no longer items than this."""
 
 
 class BytesError(ValueError):
@@ -34,9 +38,11 @@ def encode(items: Sequence[bytes]) -> bytes:
     if lengths.count(lengths[0]) == len(lengths):
         prefix = struct.pack("<I", lengths[0])
         return prefix + prefix.join(items)
-    packed = struct.pack(f"<{len(lengths)}I", *lengths)
     pieces: List[bytes] = [b""] * (2 * len(lengths))
-    pieces[::2] = [packed[i : i + _LENGTH] for i in range(0, len(packed), _LENGTH)]
+    if max(lengths) < len(_PREFIXES):
+        pieces[::2] = map(_PREFIXES.__getitem__, lengths)
+    else:
+        pieces[::2] = map(struct.Struct("<I").pack, lengths)
     pieces[1::2] = items
     return b"".join(pieces)
 
@@ -48,7 +54,7 @@ def decode(buffer: Buffer) -> List[bytes]:
         BytesError: it ends within an element.
     """
     uniform = _uniform_length(buffer)
-    if uniform is not None:
+    if uniform is not None and uniform <= _LONGEST_ITEM:
         count = len(buffer) // (_LENGTH + uniform)
         if uniform == 0:
             return [b""] * count
@@ -57,12 +63,12 @@ def decode(buffer: Buffer) -> List[bytes]:
         return items
     data = bytes(buffer)
     items, position, end = [], 0, len(data)
-    from_bytes = int.from_bytes
-    while position < end:
+    unpack_from, append, last = struct.Struct("<I").unpack_from, items.append, end - _LENGTH
+    while position <= last:
         start = position + _LENGTH
-        position = start + from_bytes(data[position:start], "little")
-        items.append(data[start:position])
-    if position > end:
+        position = start + unpack_from(data, position)[0]
+        append(data[start:position])
+    if position != end:
         _raise_at(data, end)
     return items
 

@@ -134,7 +134,7 @@ def _read_file(message: Tuple[Any, ...], fds: List[int]) -> Tuple[Any, ...]:
         if message[1] != os.fstat(file).st_size:
             raise ProtocolError("a control message is shorter than announced")
         return unpack(os.pread(file, message[1], 0))
-    except (OSError, ValueError, OverflowError) as error:
+    except (OSError, ValueError, OverflowError, MemoryError) as error:  # a sparse file may claim any size
         raise ProtocolError(f"a control message in a file cannot be read: {error}") from error
     finally:
         os.close(file)

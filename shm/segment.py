@@ -34,14 +34,18 @@ class Segment:
         self.id = segment_id
         self.fd: Optional[int] = fd
         self.size = size
-        self.memory = mmap.mmap(fd, size)
+        try:
+            self.memory = mmap.mmap(fd, size)
+        except OSError as error:
+            self.close()
+            raise OutOfSharedMemory(f"{size} bytes of shared memory cannot be mapped: {error.strerror}") from error
 
     @classmethod
     def create(cls, segment_id: int, size: int) -> Segment:
         """Makes a segment of at least ``size`` bytes, every page of it reserved and mapped in this process.
 
         Raises:
-            OutOfSharedMemory: neither /dev/shm nor an anonymous file has room for it.
+            OutOfSharedMemory: neither /dev/shm nor an anonymous file has room for it, or this process none for the mapping.
         """
         size = -(-size // PAGE) * PAGE
         free = _memory_available()
@@ -65,6 +69,7 @@ class Segment:
 
         Raises:
             ProtocolError: the descriptor holds fewer bytes than announced (touching them would be a SIGBUS).
+            OutOfSharedMemory: this process has no room for the mapping.
         """
         held = os.fstat(fd).st_size
         if not 0 < size <= held:
@@ -94,7 +99,10 @@ def _unlinked_shm() -> int:
     # Imported here because a stub's interpreter need not have it: only the parent creates segments.
     import posix_ipc
 
-    shm = posix_ipc.SharedMemory("/stublet-" + secrets.token_hex(16), posix_ipc.O_CREX, mode=0o600)
+    try:
+        shm = posix_ipc.SharedMemory("/stublet-" + secrets.token_hex(16), posix_ipc.O_CREX, mode=0o600)
+    except posix_ipc.Error as error:  # no kin of OSError: /dev/shm is missing (ENOENT), or is not ours to write to (EACCES)
+        raise OSError(f"/dev/shm cannot be used: {error}") from error
     shm.unlink()
     return int(shm.fd)
 

@@ -1,13 +1,16 @@
 """DLPack in both directions for CPU tensors, legacy and versioned capsules, in ctypes.
 
-numpy's own exporter knows no BF16 and refuses read-only arrays, so the structures of ``dlpack.h`` (version 1) are written out
-here. Source: https://dmlc.github.io/dlpack/latest/c_api.html and python_spec.html; spec 1.4.2.
+numpy knows no BF16, and refuses to export or import some read-only arrays, so the structures of ``dlpack.h`` (version 1) are
+written out here. Source: https://dmlc.github.io/dlpack/latest/c_api.html and python_spec.html; spec 1.4.2.
+
+Exported capsules are nevertheless numpy's, over unsigned integers of the same size, with their fields set right afterwards: what
+numpy frees them with is C. A destructor in Python would also run while an exception propagates (``[t.to_dlpack(), 1 / 0]``),
+which the interpreter does not survive.
 """
 
 from __future__ import annotations
 
 import ctypes
-import threading
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -83,34 +86,31 @@ _STRUCT = {_LEGACY: _Managed, _VERSIONED: _ManagedVersioned}
 
 # A handle of our own: prototypes set on ctypes.pythonapi would be those of every library in the process.
 _api = ctypes.PyDLL(None)
-_Destructor = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-_api.PyCapsule_New.restype = ctypes.py_object
-_api.PyCapsule_New.argtypes = [ctypes.c_void_p, ctypes.c_char_p, _Destructor]
 _api.PyCapsule_SetName.argtypes = [ctypes.py_object, ctypes.c_char_p]
 _api.PyCapsule_IsValid.argtypes = [ctypes.py_object, ctypes.c_char_p]
 _api.PyCapsule_GetPointer.restype = ctypes.c_void_p
 _api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
-# The same two functions for a capsule that is being destroyed: it has no references left, so it may not become an object again.
-_dying_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", _api))
-_dying_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_GetPointer", _api))
 
-_exported: dict = {}
-_exported_lock = threading.Lock()
+_UNSIGNED = {itemsize: np.dtype(f"u{itemsize}").str for itemsize in (1, 2, 4, 8)}
 
 
-@_Deleter
-def _delete_export(address: int) -> None:
-    with _exported_lock:
-        kept = _exported.pop(address, None)
-    del kept
+class _Lender:
+    """Base of an array over memory that ``owner`` keeps alive; holds the one reference to it."""
+
+    def __init__(self, owner: object, address: int, itemsize: int, shape: Sequence[int]) -> None:
+        self._owner = owner
+        self.__array_interface__ = {"version": 3, "typestr": _UNSIGNED[itemsize], "shape": tuple(shape), "data": (address, False)}
 
 
-@_Destructor
-def _destroy_capsule(capsule: int) -> None:
-    """An exported capsule dies. If nobody consumed it (it still has its first name), its tensor goes too."""
-    for name in (_LEGACY, _VERSIONED):
-        if _dying_is_valid(capsule, name):
-            _delete_export(_dying_pointer(capsule, name))
+def _numpy_is_versioned() -> bool:
+    try:
+        np.empty(0).__dlpack__(max_version=_VERSION)
+    except TypeError:  # numpy before 2.1
+        return False
+    return True
+
+
+_NUMPY_IS_VERSIONED = _numpy_is_versioned()
 
 
 def export_capsule(
@@ -123,24 +123,17 @@ def export_capsule(
     """
     if dtype.name not in _CODE_OF:
         raise TritonModelException("DLPack does not have support for string tensors.")
-    name = _VERSIONED if versioned else _LEGACY
-    managed = _STRUCT[name]()
-    dims = (ctypes.c_int64 * len(shape))(*shape)
-    code, bits = _CODE_OF[dtype.name]
-    tensor = managed.tensor
-    tensor.data = address
-    tensor.device = _Device(CPU, 0)
-    tensor.ndim = len(shape)
-    tensor.dtype = _Type(code, bits, 1)
-    tensor.shape = dims
-    managed.deleter = _delete_export
-    if versioned:
-        managed.major, managed.minor = _VERSION
+    array = np.asarray(_Lender(owner, address, dtype.itemsize, shape))
+    if versioned and _NUMPY_IS_VERSIONED:
+        name, capsule = _VERSIONED, array.__dlpack__(max_version=_VERSION)
+    else:
+        name, capsule = _LEGACY, array.__dlpack__()
+    managed = _STRUCT[name].from_address(_api.PyCapsule_GetPointer(capsule, name))
+    if name == _VERSIONED:
         managed.flags = _FLAG_READ_ONLY if read_only else 0
-    place = ctypes.addressof(managed)
-    with _exported_lock:
-        _exported[place] = (managed, dims, owner)
-    return _api.PyCapsule_New(place, name, _destroy_capsule)
+    managed.tensor.dtype = _Type(*_CODE_OF[dtype.name], 1)
+    managed.tensor.strides = None
+    return capsule
 
 
 class Imported(NamedTuple):
@@ -154,9 +147,9 @@ class Imported(NamedTuple):
 class _Owner:
     """Base of the arrays over imported memory; runs the producer's deleter when the last of them is gone."""
 
-    def __init__(self, managed: Any, place: int, address: int, nbytes: int) -> None:
+    def __init__(self, managed: Any, place: int, address: int, nbytes: int, read_only: bool) -> None:
         self._managed, self._place = managed, place
-        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (nbytes,), "data": (address, False)}
+        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (nbytes,), "data": (address, read_only)}
 
     def __del__(self) -> None:
         deleter = self._managed.deleter
@@ -216,7 +209,8 @@ def _consume(capsule: Any) -> Imported:
         if managed.deleter:
             managed.deleter(place)
         return Imported(np.empty(0, np.uint8), dtype, shape)
-    data = np.asarray(_Owner(managed, place, tensor.data + tensor.byte_offset, nbytes))
+    read_only = name == _VERSIONED and bool(managed.flags & _FLAG_READ_ONLY)
+    data = np.asarray(_Owner(managed, place, tensor.data + tensor.byte_offset, nbytes, read_only))
     return Imported(data, dtype, shape)
 
 

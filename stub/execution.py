@@ -14,7 +14,7 @@ def check_returned(returned: Any, requests: int) -> List[InferenceResponse]:
     Raises:
         TritonModelException: not a list, of another length, or with something else in it; the text is the one Triton's users know.
     """
-    if type(returned) is not list:
+    if not isinstance(returned, list):
         raise TritonModelException(f"Expected a list in the execute return, found type '{type(returned)}'.")
     if len(returned) != requests:
         raise TritonModelException(

@@ -58,8 +58,10 @@ class InferenceRequest:
         if not isinstance(correlation_id, (int, str)):
             raise TritonModelException("Correlation ID must be integer or string")
         about = f"for request with id '{request_id}' and model name '{model_name}'"
-        if any(tensor is None for tensor in inputs):
-            raise TritonModelException(f"Input tensor {about} should not be empty.")
+        for tensor in inputs:
+            if tensor is None:
+                raise TritonModelException(f"Input tensor {about} should not be empty.")
+            _expect("InferenceRequest", "inputs", tensor, Tensor)
         for name in requested_output_names:
             _expect("InferenceRequest", "requested_output_names", name, str)
             if not name:
@@ -122,8 +124,8 @@ class InferenceRequest:
         return self._parameters
 
     def requested_output_names(self) -> Set[str]:
-        """The outputs that the client asked for; all outputs of the model when it asked for none."""
-        return self._requested
+        """The outputs that the client asked for; all outputs of the model when it asked for none. The set is the caller's own."""
+        return set(self._requested)
 
 
 class InferenceResponse:

@@ -74,4 +74,8 @@ class ForwardingHandler(logging.Handler):
             level = LogLevel.INFO
         else:
             level = LogLevel.VERBOSE
-        host.log(level.value, record.filename if hasattr(record, "filename") else record.module, record.lineno, self.format(record))
+        try:
+            host.log(level.value, record.filename, record.lineno, self.format(record))
+        except Exception:
+            # As every handler does: a record that cannot be formatted is told on stderr, and the model goes on.
+            self.handleError(record)

@@ -118,8 +118,8 @@ class Tensor:
 
     def __dlpack__(
         self,
-        *,
         stream: Optional[int] = None,
+        *,
         max_version: Optional[Tuple[int, int]] = None,
         dl_device: Optional[Tuple[int, int]] = None,
         copy: Optional[bool] = None,
@@ -174,7 +174,7 @@ class Tensor:
 def as_items(array: np.ndarray) -> List[bytes]:
     """The elements of a BYTES array in C order: ``bytes`` as they are, everything else as UTF-8 of its ``str`` (spec 1.3)."""
     items = array.reshape(-1).tolist()
-    if all(type(item) is bytes for item in items):
+    if set(map(type, items)) <= {bytes}:
         return items
     return [item if isinstance(item, bytes) else str(item).encode("utf-8") for item in items]
 

@@ -65,7 +65,12 @@ def triton_to_numpy_type(data_type: int) -> Optional[Any]:
 
 def numpy_to_triton_type(data_type: Any) -> Optional[int]:
     """Triton's number for a numpy dtype or scalar type; ``np.object_`` and ``np.bytes_`` give 13 (BYTES), unknown ones None."""
-    dtype = np.dtype(data_type)
+    if data_type is None:  # for numpy it means float64
+        return None
+    try:
+        dtype = np.dtype(data_type)
+    except TypeError:
+        return None
     if dtype.kind == "S":
         return BYTES.code
     found = BY_NUMPY.get(dtype)
