@@ -82,10 +82,9 @@ def run(arguments: argparse.Namespace) -> None:
 async def _measure(core: Any, count: int) -> dict[str, list[int]]:
     """Runs in the server's own loop, which meanwhile does nothing else: bells wait, replies are looked for here."""
     import uvicorn
-    from uvicorn.server import ServerState
-
     from stublet.parent.http import HttpFrontEnd
     from stublet.parent.http_protocol import InferProtocol
+    from uvicorn.server import ServerState
 
     model = core.find("add_sub")
     (instance,) = model.instances

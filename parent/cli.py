@@ -27,9 +27,9 @@ class _BackendConfig(click.ParamType):
 
 def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from .version import STUBLET_VERSION, TRITON_VERSION
+        from .version import TRITON_VERSION, stublet_version
 
-        click.echo(f"stublet {STUBLET_VERSION} (behaves as Triton {TRITON_VERSION}; Python {sys.version.split()[0]})")
+        click.echo(f"stublet {stublet_version()} (behaves as Triton {TRITON_VERSION}; Python {sys.version.split()[0]})")
         ctx.exit(EXIT_OK)
 
 
@@ -135,10 +135,9 @@ def serve(
         backend = BackendOptions.parse([(key, text) for name, key, text in backend_config if name in ("python", "")])
     except OptionError as error:
         raise click.UsageError(str(error)) from error
-    from .spawner import Spawner
+    from .fork_server import ForkServer
 
-    # Before the imports of the server itself: the fork server imports what it needs at the same time.
-    spawner = Spawner()
+    fork_server = ForkServer.start()
     from . import log, run
 
     try:
@@ -146,7 +145,7 @@ def serve(
             verbose=log_verbose, info=log_info, warning=log_warning, error=log_error, iso8601=log_format == "ISO8601", file=log_file
         )
     except OSError as error:
-        spawner.close()
+        fork_server.stop()
         raise click.UsageError(f"--log-file: {error}") from error
     options = ServerOptions(
         model_repositories=[*repositories, *more_repositories],
@@ -160,7 +159,7 @@ def serve(
         strict_readiness=strict_readiness,
         backend=backend,
     )
-    sys.exit(run.run(options, spawner))
+    sys.exit(run.run(options, fork_server))
 
 
 def main() -> None:

@@ -27,10 +27,10 @@ class Decoder:
         try:
             while chunk and not self._inflate.eof:
                 yield self._inflate.decompress(chunk, _CHUNK)
-                chunk = self._inflate.unconsumed_tail
+                chunk = self._inflate.unused_data or self._inflate.unconsumed_tail
         except zlib.error as error:
             raise InvalidArgument(f"the request body is not valid {self._coding} data: {error}") from error
-        if self._inflate.unused_data:
+        if chunk:
             raise InvalidArgument(f"the request body has data after the end of its {self._coding} data")
 
     def finish(self) -> bytes:
@@ -75,7 +75,7 @@ def accepted(accept_encoding: bytes) -> Optional[str]:
         elif "*" in given and coding != "identity":
             quality[coding] = given["*"]
     best = max(quality, key=lambda coding: quality[coding])
-    return best if best != "identity" else None
+    return best if best != "identity" and quality[best] > 0 else None
 
 
 def _quality(parameters: List[str]) -> float:
@@ -83,9 +83,10 @@ def _quality(parameters: List[str]) -> float:
         name, _, value = parameter.partition("=")
         if name.strip() == "q":
             try:
-                return float(value)
+                quality = float(value)
             except ValueError:
                 return 0.0
+            return quality if 0 <= quality <= 1 else 0.0  # float takes "nan" and "inf" too
     return 1.0
 
 

@@ -21,7 +21,6 @@ from .request import Outcome, Request, Response
 
 if TYPE_CHECKING:
     from .core import Core
-    from .model import Model
 
 logger = logging.getLogger(__name__)
 

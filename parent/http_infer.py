@@ -7,7 +7,7 @@ binary inputs it depends on nothing but the model and its own bytes, which clien
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import msgspec
 
@@ -54,7 +54,7 @@ class InferHeader:
         self,
         request_id: str,
         layout: Layout,
-        literals: Sequence[Tuple[int, bytes]],
+        literals: Sequence[Tuple[int, Union[bytes, bytearray]]],
         binary: Sequence[Placement],
         extras: Extras,
         outputs: Optional[Dict[str, RequestedOutput]],
@@ -87,7 +87,7 @@ def remembered_header(model: Model, data: bytes) -> InferHeader:
     return header
 
 
-def parse_header(model: Model, data: bytes) -> InferHeader:
+def parse_header(model: Model, data: Union[bytes, bytearray]) -> InferHeader:
     """Parses, checks and lays out the JSON part of a request.
 
     Raises:
@@ -177,7 +177,8 @@ def _boolean(parameters: Dict[str, Any], key: str) -> bool:
 
 def _parse_parameters(parameters: Dict[str, Any], request_id: str) -> Tuple[bool, Extras]:
     """(whether outputs are binary by default, extras of the message)."""
-    default_binary, correlation_id, flags, timeout = False, 0, 0, 0
+    default_binary, flags, timeout = False, 0, 0
+    correlation_id: Union[int, str] = 0
     own: Dict[str, Any] = {}
     for key, value in parameters.items():
         if key == "binary_data_output":
@@ -242,7 +243,7 @@ class InferBody:
         self._header: Optional[InferHeader] = None
         self._next = 0  # which binary input the next byte belongs to
         self._filled = 0  # how many bytes of it are there
-        if header_length is not None and (header_length < 0 or content_length is not None and header_length > content_length):
+        if header_length is not None and (header_length < 0 or (content_length is not None and header_length > content_length)):
             self._bad_header_length(content_length)
         if self._whole and content_length is not None:
             self._check_limit(content_length)
@@ -290,7 +291,7 @@ class InferBody:
         if self._raw:
             self._finish_raw()
         elif self._whole:
-            self._begin(parse_header(self._model, bytes(self._buffer)))
+            self._begin(parse_header(self._model, self._buffer))
             self._buffer.clear()
         elif self._header is None:
             self._bad_header_length(self._received)
@@ -375,7 +376,7 @@ class InferBody:
 
     def _finish_raw(self) -> None:
         """A body that is nothing but the data of the model's single input (spec 6.4)."""
-        model, data = self._model, bytes(self._buffer)
+        model, data = self._model, self._buffer
         if len(model.inputs) != 1:
             raise InvalidArgument(
                 f"Raw request must only have 1 input (found 1) to be deduced but got {len(model.inputs)} inputs in '{model.name}' "
@@ -384,7 +385,7 @@ class InferBody:
         spec = model.inputs[0]
         shape = [1, *spec.shape[1:]] if model.max_batch_size > 0 else list(spec.shape)
         if spec.dtype is BYTES:
-            data = len(data).to_bytes(4, "little") + data
+            data[:0] = len(data).to_bytes(4, "little")
             shape = [1 if dim == -1 else dim for dim in shape]
         elif shape.count(-1) == 1:
             fixed = element_count([dim for dim in shape if dim != -1]) * spec.dtype.itemsize

@@ -34,6 +34,9 @@ _STATUS_LINE = {
 }
 _CLOSE = b"connection: close\r\n"
 
+_LONGEST_HEAD = 64 << 10
+"""Bytes of a request line and headers that a client may send; the parser has no limit of its own."""
+
 
 class _NoEvent:
     """uvicorn sets the event of a cycle whose connection is lost; nobody waits for it here."""
@@ -83,7 +86,7 @@ class InferCycle:
             protocol.loop.call_soon_threadsafe(self._respond, outcome)
 
     def _respond(self, outcome: Outcome) -> None:
-        if self.disconnected:
+        if self.disconnected or self._protocol.transport.is_closing():
             if isinstance(outcome, Response):
                 outcome.release()
             return
@@ -132,6 +135,8 @@ class InferCycle:
 class InferProtocol(HttpToolsProtocol):
     """The protocol class for uvicorn's ``http`` setting; ``config.app`` must be the front end."""
 
+    cycle: Any
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         front_end = self.config.app
@@ -139,18 +144,30 @@ class InferProtocol(HttpToolsProtocol):
         self._front_end = front_end
         self.loop_thread = front_end.thread
         self._idle_since = 0.0
+        self._in_head = False
+        self._head_bytes = 0
         self._targets = front_end.infer_targets
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > _LONGEST_HEAD:
+                self.send_400_response(f"The request line and headers exceed {_LONGEST_HEAD} bytes.")
+
     def on_message_begin(self) -> None:
+        self._in_head = True
+        self._head_bytes = 0
         # uvicorn's scope is made only when ASGI is to be used.
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         cycle = self._infer_cycle()
         if cycle is not None:
-            self.cycle = cycle  # type: ignore[assignment]
+            self.cycle = cycle
             return
         url, headers, expect = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()

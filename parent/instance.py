@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Deque, Dict, List, Optional, Set, Tuple
 from ..shm.arena import Block
 from ..shm.control import FAILED, GROW, HELLO, LOAD, LOG, NO_SEGMENT, READY, SEGMENT, ControlSocket
 from ..shm.errors import OutOfSharedMemory, PeerGone, ProtocolError
-from ..shm.message import EXECUTE, FINALIZE, INDIRECT, PROTOCOL_VERSION, RESULTS, Packer, decode_up
+from ..shm.message import EXECUTE, FINALIZE, INDIRECT, PROTOCOL_VERSION, RESULTS, decode_up, packer
 from ..shm.polling import PollBudget, poll_limit
 from ..shm.ring import CHANNEL_BYTES, RECORD_BYTES, Consumer, Producer, Words
 from ..shm.segment import Segment, SegmentTable
@@ -57,6 +57,7 @@ class Instance:
         self.poll = PollBudget(poll_limit(PARENT_POLL_US))
         self._loop = asyncio.get_running_loop()
         self.loaded: asyncio.Future[None] = self._loop.create_future()
+        self.loaded.add_done_callback(_retrieve)
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self._handed = 0
         self._pending: List[Tuple[Any, ...]] = []
@@ -64,7 +65,7 @@ class Instance:
         self._kept: Set[Tuple[int, int]] = set()
         self._releases: Deque[Tuple[int, int]] = deque()
         self._segments = SegmentTable()
-        self._pack = Packer()
+        self._pack = packer()
         self._pidfd: Optional[int] = None
         self._unwritten_finalize = False
         self._log = stub_logger(self)
@@ -103,6 +104,8 @@ class Instance:
         self.pid = pid
         with suppress(ProcessLookupError):
             self._pidfd = os.pidfd_open(pid)
+        if self.state is State.STOPPING:
+            self.kill()
 
     def on_exit(self, status: Optional[int]) -> None:
         """The process ended: with that exit code, or, negative, by that signal; None when nobody could wait for it."""
@@ -156,12 +159,15 @@ class Instance:
         return lost, unstarted
 
     def finalize(self) -> None:
-        """Tells the stub to finish what it was handed, call finalize, and exit."""
-        if self.state is State.READY:
+        """Tells the stub to finish what it was handed, call finalize, and exit; one that has not loaded has nothing to finish."""
+        was = self.state
+        self._advance(Event.STOP)
+        if was is State.READY:
             with self.model.lock:
                 self._unwritten_finalize = True
                 self.flush()
-        self._advance(Event.STOP)
+        else:
+            self.kill()
 
     def kill(self) -> None:
         """Ends the process, whatever it does."""
@@ -403,6 +409,12 @@ class Instance:
             places.append((block.segment.memory, offset))
             leases.append((block.arena.dropped.append, block))
         return Response(plan, places, leases, parameters)
+
+
+def _retrieve(future: asyncio.Future[None]) -> None:
+    """An instance that fails while nobody waits for it any more is no complaint of asyncio's."""
+    if not future.cancelled():
+        future.exception()
 
 
 _LEVELS = {"INFO": logging.INFO, "WARNING": logging.WARNING, "ERROR": logging.ERROR, "VERBOSE": logging.DEBUG}

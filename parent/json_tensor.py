@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, Dict, List, Sequence, Set
+from itertools import chain
+from typing import Any, Dict, List, Sequence, Set, Union
 
 import msgspec
 import numpy as np
@@ -22,9 +23,11 @@ _NOT_A = {
     "f": "attempt to access JSON non-number as double",
 }
 _FITS: Dict[str, Set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
+_WIDEST: Dict[str, type] = {"b": np.bool_, "i": np.int64, "u": np.int64, "f": np.float64}
+"""What numbers are read as; without it, numpy would make floats of integers on both sides of 2**63."""
 
 
-def decode_document(data: bytes) -> Any:
+def decode_document(data: Union[bytes, bytearray]) -> Any:
     """One JSON document.
 
     Raises:
@@ -71,7 +74,10 @@ def encode_input(name: str, data: Any, dtype: DataType, shape: Sequence[int]) ->
     kind = dtype.numpy.kind
     if not kinds <= _FITS[kind]:
         raise InvalidArgument(f"Unable to parse 'data': {_NOT_A[kind]}")
-    array = _as_array(data)
+    try:
+        array = _as_array(data, _WIDEST[kind])
+    except OverflowError:
+        array = np.array(_flat(data), object)
     if array.size != element_count(shape):
         raise InvalidArgument("Unable to parse 'data': Shape does not match true shape of 'data' field")
     if kind in "iu" and array.size:
@@ -87,12 +93,12 @@ def encode_input(name: str, data: Any, dtype: DataType, shape: Sequence[int]) ->
         raise InvalidArgument(f"Unable to parse 'data': an integer of input '{name}' is out of the range of {dtype.name}") from error
 
 
-def _as_array(data: List[Any]) -> np.ndarray:
+def _as_array(data: List[Any], dtype: type) -> np.ndarray:
     try:
-        return np.array(data)
-    except ValueError:
+        return np.array(data, dtype)
+    except (TypeError, ValueError):
         # Nested unevenly: Triton reads such data flat.
-        return np.array(_flat(data))
+        return np.array(_flat(data), dtype)
 
 
 def _flat(data: List[Any]) -> List[Any]:
@@ -109,17 +115,16 @@ def _flat(data: List[Any]) -> List[Any]:
     return flat
 
 
-def _kinds(data: List[Any], depth: int = 1) -> Set[type]:
+def _kinds(data: List[Any]) -> Set[type]:
     """The types of the elements. An array of them does not tell: booleans among numbers become numbers in it."""
-    if depth > MAX_NESTING:
-        raise InvalidArgument(f"JSON nesting depth exceeds maximum allowed limit of {MAX_NESTING}")
-    kinds = set(map(type, data))
-    if list in kinds:
-        kinds.remove(list)
-        for item in data:
-            if type(item) is list:
-                kinds |= _kinds(item, depth + 1)
-    return kinds
+    kinds: Set[type] = set()
+    for _ in range(MAX_NESTING):
+        found = set(map(type, data))
+        kinds |= found
+        if list not in found:
+            return kinds - {list}
+        data = list(chain.from_iterable(data if len(found) == 1 else [item for item in data if type(item) is list]))
+    raise InvalidArgument(f"JSON nesting depth exceeds maximum allowed limit of {MAX_NESTING}")
 
 
 def _encode_strings(name: str, data: List[Any], shape: Sequence[int]) -> bytes:

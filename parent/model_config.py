@@ -84,9 +84,9 @@ def complete(config: Any, name: str) -> None:
     if not config.backend and not config.platform:
         config.backend = "python"
     config.default_model_filename = config.default_model_filename or "model.py"
-    if config.WhichOneof("scheduling_choice") == "dynamic_batching":
-        if not config.dynamic_batching.preferred_batch_size and config.max_batch_size > 0:
-            config.dynamic_batching.preferred_batch_size.append(config.max_batch_size)
+    batching = config.dynamic_batching if config.WhichOneof("scheduling_choice") == "dynamic_batching" else None
+    if batching is not None and not batching.preferred_batch_size and config.max_batch_size > 0:
+        batching.preferred_batch_size.append(config.max_batch_size)
     if config.version_policy.WhichOneof("policy_choice") is None:
         config.version_policy.latest.num_versions = 1
     config.optimization.input_pinned_memory.enable = True
@@ -212,7 +212,7 @@ def as_dict(message: Any) -> Dict[str, Any]:
             result[field.name] = {key: _plain(entry, value[key]) for key in sorted(value)}
         elif field.is_repeated:
             result[field.name] = [_plain(field, item) for item in value]
-        elif field.message_type is None and field.containing_oneof is None or message.HasField(field.name):
+        elif (field.message_type is None and field.containing_oneof is None) or message.HasField(field.name):
             result[field.name] = _plain(field, value)
     return result
 

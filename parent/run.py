@@ -7,12 +7,13 @@ import logging
 import os
 import signal
 import sys
-from typing import List, Optional
+from typing import Any, List, Optional, Set
 
 import uvloop
 
 from .cli import EXIT_FAILED, EXIT_OK
 from .core import Core
+from .fork_server import ForkServer
 from .http import HttpFrontEnd
 from .http_server import HttpServer
 from .options import OptionError, ServerOptions
@@ -26,10 +27,10 @@ _MODELS_SHARE = 0.5
 """Share of the time for an orderly end that is kept for the models once the front end has been waited for."""
 
 
-def run(options: ServerOptions, spawner: Spawner) -> int:
+def run(options: ServerOptions, fork_server: ForkServer) -> int:
     """Serves until a signal; returns the exit status."""
     try:
-        return uvloop.run(_Run(options, spawner).main())
+        return uvloop.run(_Run(options, Spawner(fork_server)).main())
     except (OptionError, RepositoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -67,7 +68,8 @@ class _Run:
 
     async def _until_stopped(self, start: asyncio.Future[None]) -> None:
         stop = asyncio.ensure_future(self._stop.wait())
-        await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
+        waiting: Set[asyncio.Future[Any]] = {start, stop}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
         if start.done():
             start.result()

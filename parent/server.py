@@ -15,7 +15,8 @@ import uvloop
 from ..shm import bytes_codec
 from ..shm.dtype import BF16, BY_NUMPY, BYTES, DataType
 from .core import Core, ModelStatus
-from .errors import InvalidArgument, ServerError, Unavailable
+from .errors import InvalidArgument, ServerError, Unavailable, Unsupported
+from .fork_server import ForkServer
 from .instance import LoadFailed
 from .model import Model
 from .options import ServerOptions
@@ -88,7 +89,7 @@ class Server:
         await asyncio.get_running_loop().run_in_executor(None, self._stop)
 
     async def _start(self) -> None:
-        self._core = Core(self._options, Spawner())
+        self._core = Core(self._options, Spawner(ForkServer.start()))
         await self._core.start()
         if self._exit_on_error and self._core.failures:
             name, reason = next(iter(self._core.failures.items()))
@@ -114,6 +115,12 @@ class Server:
         if self._core is None or self.loop is None:
             raise Unavailable("the server is not running; use it in a with statement")
         return self._core
+
+    def _find(self, model: str, version: Optional[int]) -> Model:
+        found = self.core.find(model, version)
+        if found.decoupled:
+            raise Unsupported(f"model '{model}' is decoupled, which this version of stublet does not serve")
+        return found
 
     def ready(self) -> bool:
         """Whether every model serves."""
@@ -145,7 +152,7 @@ class Server:
             ServerError: one of its classes, as a client would be told.
             TimeoutError: no answer in time; the request goes on.
         """
-        found = self.core.find(model, version)
+        found = self._find(model, version)
         waiter = _Waiter()
         request = _request(found, inputs, outputs, request_id, parameters, waiter.settle)
         found.submit(request)
@@ -162,7 +169,7 @@ class Server:
         parameters: Optional[Parameters] = None,
     ) -> InferResult:
         """``infer`` for a coroutine of any event loop; see there."""
-        found = self.core.find(model, version)
+        found = self._find(model, version)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome] = loop.create_future()
 

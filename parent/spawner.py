@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import subprocess
-import sys
 from typing import Any, Dict, List, Mapping, Optional, Protocol, Tuple
 
-from ..shm import control
 from ..shm.control import EXITED, SPAWN, SPAWNED, ControlSocket
 from ..shm.errors import PeerGone, ProtocolError
+from .fork_server import ForkServer
 
 logger = logging.getLogger(__name__)
-
-STUB_MAIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(control.__file__))), "stub", "__main__.py")
 
 
 class Spawned(Protocol):
@@ -27,14 +22,11 @@ class Spawned(Protocol):
 
 
 class Spawner:
-    """Starts the fork server at once, so that it imports what it needs while the caller does the same. ``attach`` to use it."""
+    """``attach`` it to a loop, then ``spawn``."""
 
-    def __init__(self) -> None:
-        self._control, far = ControlSocket.pair()
-        with far:
-            self._process = subprocess.Popen(
-                [sys.executable, STUB_MAIN, "--spawner", str(far.fileno())], pass_fds=[far.fileno()], stdin=subprocess.DEVNULL
-            )
+    def __init__(self, fork_server: ForkServer) -> None:
+        self._fork_server = fork_server
+        self._control = ControlSocket(fork_server.control)
         self._waiting: Dict[int, Spawned] = {}
         self._running: Dict[int, Spawned] = {}
         self._next_key = 0
@@ -62,8 +54,7 @@ class Spawner:
         """Ends the fork server, and with it any stub that is left."""
         if self._loop is not None:
             self._loop.remove_reader(self._control.fileno())
-        self._control.close()
-        self._process.wait()
+        self._fork_server.stop()
 
     def _on_message(self) -> None:
         try:

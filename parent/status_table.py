@@ -5,9 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Sequence, TextIO
 
-from rich.console import Console
-from rich.table import Table
-
 from .core import ModelStatus
 
 _COLUMNS = ("model", "version", "instance", "pid", "device", "state")
@@ -16,6 +13,10 @@ _COLUMNS = ("model", "version", "instance", "pid", "device", "state")
 def print_status(rows: Sequence[ModelStatus], file: TextIO = sys.stdout) -> None:
     """Prints a row for each instance: as a table on a terminal, as plain columns elsewhere."""
     if file.isatty():
+        # Imported only here: a server without a terminal starts sooner.
+        from rich.console import Console
+        from rich.table import Table
+
         table = Table(*_COLUMNS)
         for row in rows:
             style = "green" if row.state == "READY" else "red"

@@ -123,18 +123,18 @@ class Arena:
         return None
 
     def _carve(self, size: int) -> Block:
-        for i, (segment, used) in enumerate(self._fresh):
-            if segment.size - used >= size:
-                break
-        else:
-            segment, used = self._grow(max(size, self._quantum)), 0
+        fresh = self._fresh
+        index = next((i for i, (segment, used) in enumerate(fresh) if segment.size - used >= size), None)
+        if index is None:
+            grown = self._grow(max(size, self._quantum))
             # Counted only now: a stub that waits for its segment may be given others first, and adds them.
-            i = len(self._fresh)
-            self._fresh.append((segment, used))
+            index = len(fresh)
+            fresh.append((grown, 0))
+        segment, used = fresh[index]
         if segment.size - used - size >= ALIGNMENT:
-            self._fresh[i] = segment, used + size
+            fresh[index] = segment, used + size
         else:
-            del self._fresh[i]
+            del fresh[index]
         block = Block(self, segment, used, size)
         self._blocks[block.key] = block
         self._free.setdefault(size, [])

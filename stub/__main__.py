@@ -29,6 +29,7 @@ def _add_msgpack(directory: str) -> None:
 
         location = os.path.join(directory, "__init__.py")
         spec = importlib.util.spec_from_file_location("msgpack", location, submodule_search_locations=[directory])
+        assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules["msgpack"] = module
         spec.loader.exec_module(module)

@@ -151,6 +151,7 @@ class InferenceResponse:
     ) -> None:
         if type(output_tensors) is not list:
             _expect("InferenceResponse", "output_tensors", output_tensors, (list, tuple))
+        tensor: Any
         for tensor in output_tensors:
             if not isinstance(tensor, Tensor):
                 if tensor is None:
@@ -182,9 +183,8 @@ def parameters_text(parameters: Optional[Parameters]) -> str:
     Raises:
         TritonModelException: not a dict, or a key or value of a wrong type.
     """
-    if not parameters:
-        if parameters is None or isinstance(parameters, dict):
-            return "{}"
+    if parameters is None:
+        return "{}"
     if not isinstance(parameters, dict):
         raise TritonModelException(f"Expect {dict}, got {type(parameters)}")
     for key, value in parameters.items():

@@ -81,8 +81,12 @@ class StubMemory:
         base = ref()
         if base is None:
             return False
-        self._pins[key] = weakref.ref(base, lambda _: (self._pins.pop(key, None), self.dropped.append(key)))
+        self._pins[key] = weakref.ref(base, lambda _: self._unpin(key))
         return True
+
+    def _unpin(self, key: BlockKey) -> None:
+        self._pins.pop(key, None)
+        self.dropped.append(key)
 
     def empty(self, nbytes: int) -> np.ndarray:
         """Memory for an output, UINT8 [nbytes], in the arena; given back when its last view and its last response are gone.
@@ -168,12 +172,16 @@ class StubMemory:
         for output, (_, tensor) in zip(outputs, tensors):
             begin = start + output[4]
             # Assigning to a slice of the mapping copies straight out of the array's buffer.
-            memory[begin : begin + tensor._nbytes] = tensor._array if tensor._data is None else tensor._wire()  # type: ignore[assignment]
+            memory[begin : begin + tensor._nbytes] = _buffer(tensor)
 
     def _settle_in(self, base: np.ndarray, key: BlockKey, block: Optional[Block]) -> None:
         start = base.__array_interface__["data"][0]
         self._homes[start] = _Home(key, start, start + base.size, block)
         weakref.finalize(base, self._homes.pop, start, None).atexit = False
+
+
+def _buffer(tensor: Tensor) -> Any:
+    return tensor._array if tensor._data is None else tensor._wire()
 
 
 def _address(tensor: Tensor) -> int:

@@ -24,7 +24,7 @@ import numpy as np
 from ..shm.control import FAILED, GROW, HELLO, LOAD, LOG, NO_SEGMENT, READY, SEGMENT, ControlSocket, close_all
 from ..shm.dtype import BY_CODE
 from ..shm.errors import OutOfSharedMemory, PeerGone, ProtocolError
-from ..shm.message import EXECUTE, FINALIZE, INDIRECT, PROTOCOL_VERSION, RESULTS, ErrorCode, Packer, decode_down
+from ..shm.message import EXECUTE, FINALIZE, INDIRECT, PROTOCOL_VERSION, RESULTS, ErrorCode, decode_down, packer
 from ..shm.polling import MICROSECOND, PollBudget
 from ..shm.ring import CHANNEL_BYTES, RECORD_BYTES, STARTED, Consumer, Producer, Words
 from ..shm.segment import Segment
@@ -52,7 +52,7 @@ class StubProcess:
     def __init__(self, control: ControlSocket) -> None:
         self._control = control
         self._control_lock = threading.Lock()
-        self._pack = Packer()
+        self._pack = packer()
         self._handled = 0
         self._plans: Dict[Tuple[Any, ...], Tuple[Any, ...]] = {}
 
@@ -110,10 +110,8 @@ class StubProcess:
         except LoadError as error:
             self._control.send((FAILED, str(error), ""))
         except BaseException as error:  # SystemExit too: a model that exits while it loads has not loaded
-            if isinstance(error, SystemExit):
-                text = f"the model called sys.exit({error.code!r}) while it was loaded"
-            else:
-                text = with_frames(error)
+            exiting = isinstance(error, SystemExit)
+            text = f"the model called sys.exit({error}) while it was loaded" if exiting else with_frames(error)
             self._control.send((FAILED, text, traceback.format_exc()))
         else:
             self._execute_model = getattr(self._model, "execute", None) or _no_execute(settings["path"])
@@ -166,13 +164,23 @@ class StubProcess:
 
     def _execute(self, batch: Sequence[Tuple[Any, ...]]) -> List[Tuple[Any, ...]]:
         """One call of ``execute``; a result for each request."""
-        memory = self._memory
         self._handled += len(batch)
         self._words[STARTED // 8] = self._handled
+        requests, refs = self._requests(batch)
+        took, answers = self._call(requests)
+        # Whatever still views a block after this is the model's.
+        del requests
+        let_go = self._memory.let_go
+        return [
+            (key, took, ref() is not None and let_go((segment, offset), ref), *answer)
+            for (key, segment, offset, *_), ref, answer in zip(batch, refs, answers)
+        ]
+
+    def _requests(self, batch: Sequence[Tuple[Any, ...]]) -> Tuple[List[InferenceRequest], List[weakref.ref]]:
+        """The requests of a message, and a weak reference to the block of each."""
         requests, refs = [], []
-        base = None
         for _, segment, offset, nbytes, inputs, extras in batch:
-            base = memory.base(segment, offset, nbytes)
+            base = self._memory.base(segment, offset, nbytes)
             refs.append(weakref.ref(base))
             plan = self._plans.get(inputs) or self._plan(inputs)
             tensors = [Tensor._over(name, dtype, shape, base, start, size) for name, dtype, shape, start, size in plan]
@@ -182,25 +190,25 @@ class StubProcess:
                 requests.append(InferenceRequest._received(tensors, names, extras[0], *extras[2:]))
             else:
                 requests.append(InferenceRequest._received(tensors, self._all_outputs))
+        return requests, refs
+
+    def _call(self, requests: List[InferenceRequest]) -> Tuple[int, List[Tuple[Any, ...]]]:
+        """(nanoseconds in ``execute``, an answer for each request). Nothing of the requests outlives it but what the model keeps."""
+        # Taken before: the list is the model's to change.
         wanted = [request._requested for request in requests]
         answers: List[Tuple[Any, ...]] = []
         started = perf_counter_ns()
         try:
-            responses = check_returned(self._execute_model(requests), len(requests))
+            responses = check_returned(self._execute_model(requests), len(wanted))
             took = perf_counter_ns() - started
             for response, names in zip(responses, wanted):
                 answers.append(self._answer(response, names))
         except BaseException as error:  # SystemExit too: only os._exit ends an instance
             took = perf_counter_ns() - started
             for blocks, *_ in answers:
-                memory.take_back(blocks)
-            answers = [self._failure(error)] * len(requests)
-        # Whatever still views a block after this is the model's.
-        requests = tensors = responses = response = base = None
-        return [
-            (key, took, ref() is not None and memory.let_go((segment, offset), ref), *answer)
-            for (key, segment, offset, *_), ref, answer in zip(batch, refs, answers)
-        ]
+                self._memory.take_back(blocks)
+            answers = [self._failure(error)] * len(wanted)
+        return took, answers
 
     def _plan(self, inputs: Tuple[Any, ...]) -> Tuple[Any, ...]:
         """The inputs of a message with names and types instead of numbers. Those of a model repeat, so they are remembered."""

@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from typing import Any, Dict, List, NoReturn, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import msgpack
 
