@@ -66,6 +66,7 @@ class Core:
         self.models[files.name] = {model.version: model for model in models}
         for model, result in zip(models, await asyncio.gather(*(m.load() for m in models), return_exceptions=True)):
             if isinstance(result, LoadFailed):
+                model.reason = str(result)
                 self._failed(files.name, f"version {model.version} is at UNAVAILABLE state: {result}")
             elif isinstance(result, BaseException):
                 raise result
@@ -101,10 +102,15 @@ class Core:
             for number in sorted(versions, reverse=True):
                 if versions[number].ready:
                     return versions[number]
-            return versions[max(versions)]
+            loaded = [number for number in versions if not versions[number].reason]
+            if not loaded:
+                raise NotFound(f"Request for unknown model: '{name}' has no available versions")
+            return versions[max(loaded)]
         model = versions.get(version)
         if model is None:
             raise NotFound(f"Request for unknown model: '{name}' version {version} is not found")
+        if model.reason:
+            raise NotFound(f"Request for unknown model: '{name}' version {version} is not at ready state")
         return model
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from typing import Any, Iterator, List, Optional
 
@@ -36,7 +37,9 @@ class HttpServer:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             self._socket = socket.create_server((address, port), family=family, backlog=_BACKLOG)
         except OSError as error:
-            raise OptionError(f"cannot listen for HTTP on {address}:{port}: {error.strerror or error}") from error
+            # The text of the error itself repeats the address; a name that does not resolve has no errno of the system's.
+            why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
+            raise OptionError(f"cannot listen for HTTP on {address}:{port}: {why}") from error
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
             front_end,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _HAND_OVER_NS = 20_000
 """What an answer takes beside the execution that the stub reports, when nobody sleeps."""
 
-STUB_POLL_US = 200
+STUB_POLL_US = 500
 PARENT_POLL_US = 100
 
 logger = logging.getLogger(__name__)

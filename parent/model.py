@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
 import threading
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 from ..shm.arena import Arena, Block
 from ..shm.errors import OutOfSharedMemory, ProtocolError
@@ -186,20 +185,19 @@ class Model:
             if instance.pollers or instance.asleep():
                 return
 
-    @contextlib.contextmanager
-    def polling(self, instance: Instance) -> Iterator[None]:
-        """While it lasts, the calling thread looks at the instance's ring itself and the stub need not ring."""
+    def begin_polling(self, instance: Instance) -> None:
+        """From now on the calling thread looks at the instance's ring itself and the stub need not ring."""
         with self.lock:
             instance.pollers += 1
             instance.awake()
-        try:
-            yield
-        finally:
-            with self.lock:
-                instance.pollers -= 1
-                missed = instance.pollers == 0 and not instance.asleep()
-            if missed:
-                self._loop.call_soon_threadsafe(self.on_bell, instance)
+
+    def end_polling(self, instance: Instance) -> None:
+        """Undoes ``begin_polling``."""
+        with self.lock:
+            instance.pollers -= 1
+            missed = instance.pollers == 0 and not instance.asleep()
+        if missed:
+            self._loop.call_soon_threadsafe(self.on_bell, instance)
 
     def _hand_over(self, dispatches: Dispatches[Instance, Request]) -> None:
         dirty = self._dirty
@@ -215,8 +213,7 @@ class Model:
         for instance in dirty:
             budget = instance.poll.nanoseconds()
             if budget and not instance.pollers:
-                instance.pollers = 1
-                instance.awake()
+                self.begin_polling(instance)
                 self._loop.call_soon(self._poll, instance, perf_counter_ns() + budget)
 
     def _flush(self) -> List[Instance]:
@@ -237,11 +234,7 @@ class Model:
         if instance.in_flight and now <= deadline:
             self._loop.call_soon(self._poll, instance, deadline)
         else:
-            with self.lock:
-                instance.pollers -= 1
-                missed = instance.pollers == 0 and not instance.asleep()
-            if missed:
-                self.on_bell(instance)
+            self.end_polling(instance)
 
     # Events of instances
 

@@ -22,7 +22,7 @@ from .model import Model
 from .options import ServerOptions
 from .request import Outcome, Output, Request, Response
 from .spawner import Spawner
-from .validation import GivenInput, lay_out, output_indices
+from .validation import GivenInput, Layout, lay_out, output_indices
 
 COPIED_BYTES = 16 << 10
 """Outputs of a response up to this size are copied out of shared memory; larger ones are views of it."""
@@ -218,10 +218,13 @@ class _Waiter:
             return
         (instance,) = instances
         deadline = perf_counter_ns() + instance.poll.nanoseconds()
-        with model.polling(instance):
-            while self._outcome is None and perf_counter_ns() < deadline:
-                if instance.ready():
-                    model.drain(instance)
+        model.begin_polling(instance)
+        while self._outcome is None and perf_counter_ns() < deadline:
+            if instance.ready():
+                model.drain(instance)
+            else:
+                os.sched_yield()  # the stub may be waiting for this very core
+        model.end_polling(instance)
 
     def _sleep(self, timeout: Optional[float]) -> None:
         lock = threading.Lock()
@@ -245,7 +248,11 @@ def _request(
         dtype, data = _wire_form(name, array, model)
         given.append(GivenInput(name, dtype.name, array.shape, len(data) if isinstance(data, bytes) else data.nbytes))
         datas.append(data)
-    layout = lay_out(model, given)
+    key = tuple(given)
+    layout: Optional[Layout] = model.memo.get(key)
+    if layout is None:
+        layout = lay_out(model, given)
+        model.remember(key, layout)
     indices = output_indices(model, outputs)
     extras: Tuple[Any, ...] = ()
     if request_id or indices is not None or parameters:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 import socket
+from array import array
 from contextlib import suppress
 from typing import Any, List, Optional, Sequence, Tuple
 
@@ -34,6 +35,7 @@ NO_SEGMENT = -1
 _DATAGRAM_BYTES = 64 << 10
 _IN_FILE = 0xFF
 _MAX_FDS = 8
+_ANCILLARY_BYTES = socket.CMSG_LEN(_MAX_FDS * array("i").itemsize)
 
 Message = Tuple[Tuple[Any, ...], List[int]]
 
@@ -91,11 +93,14 @@ class ControlSocket:
             BlockingIOError, TimeoutError: nothing came.
         """
         try:
-            data, fds, flags, _ = socket.recv_fds(self._socket, _DATAGRAM_BYTES + 1, _MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+            # Not socket.recv_fds, which (in Python 3.11) does not pass its flags on: descriptors would be inherited by whatever
+            # program the model starts.
+            data, ancillary, flags, _ = self._socket.recvmsg(_DATAGRAM_BYTES + 1, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError as error:
             raise PeerGone("the other end of the control socket is closed") from error
         except socket.timeout as error:
             raise TimeoutError("nothing came on the control socket") from error
+        fds = _descriptors(ancillary)
         if not data and not fds:
             raise PeerGone("the other end of the control socket is closed")
         try:
@@ -118,6 +123,14 @@ def close_all(fds: Sequence[int]) -> None:
     for fd in fds:
         with suppress(OSError):
             os.close(fd)
+
+
+def _descriptors(ancillary: Sequence[Tuple[int, int, bytes]]) -> List[int]:
+    fds = array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return fds.tolist()
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -26,11 +26,11 @@ class PollBudget:
         self._mean = limit // 2
 
     def nanoseconds(self) -> int:
-        """How long to poll now: twice the wait that is expected, or 0 when that is too long to pay."""
-        return min(2 * self._mean, self._limit) if self._mean < self._limit else 0
+        """How long to poll now: ``limit`` if the wait is expected to end before, or 0."""
+        return self._limit if self._mean < self._limit else 0
 
     def waited(self, nanoseconds: int) -> None:
-        """Learns from one wait; a long pause counts as twice the limit, so that two short waits undo it."""
+        """Learns from one wait; a long pause counts as twice the limit, so that three short ones undo any number of them."""
         self._mean += (min(nanoseconds, 2 * self._limit) - self._mean) // 4
 
 

@@ -348,6 +348,9 @@ def main(control_fd: int) -> int:
         # A Ctrl-C in the terminal reaches every process of it, but the server decides when its models end.
         signal.signal(signum, _ignore)
         signal.siginterrupt(signum, False)
+    for stream in (sys.stdout, sys.stderr):
+        # Pipes to the server's log: each line when it is printed.
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     stub = StubProcess(ControlSocket(socket.socket(fileno=control_fd)))
     try:
         return stub.run()
