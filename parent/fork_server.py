@@ -10,6 +10,9 @@ import sys
 from typing import NamedTuple
 
 
+_END_SECONDS = 5.0
+
+
 class ForkServer(NamedTuple):
     """The process, and this side's end of its control socket."""
 
@@ -30,7 +33,11 @@ class ForkServer(NamedTuple):
     def stop(self) -> None:
         """Ends it, and with it any stub that is left."""
         self.control.close()
-        self.process.wait()
+        try:
+            self.process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
 
 def stub_directory() -> str:

@@ -313,6 +313,7 @@ class InferBody:
 
     def abandon(self) -> None:
         """Gives the memory back."""
+        self._buffer.clear()
         if self._block is not None:
             self._block.arena.dropped.append(self._block)
             self._block = None
@@ -329,6 +330,8 @@ class InferBody:
         for offset, text in header.literals:
             start = block.offset + offset
             block.segment.memory[start : start + len(text)] = text
+        # An idle connection keeps the header of its last request; not its data.
+        header.literals = ()
 
     def _take_whole(self, chunk: bytes) -> None:
         """The body came in one piece, as small ones do."""

@@ -63,9 +63,8 @@ class InferCycle:
     def feed(self, chunk: bytes) -> None:
         try:
             self.body.feed(chunk)
-        except ServerError as error:
-            self.body.abandon()
-            self._fail(error)
+        except Exception as error:
+            self._refuse(error)
 
     def submit(self) -> None:
         """The body is complete: on to the model."""
@@ -74,9 +73,8 @@ class InferCycle:
             header, block = self.body.finish()
             self._header = header
             model.submit(Request(block, header.layout.nbytes, header.layout.inputs, header.extras, self._settle))
-        except ServerError as error:
-            self.body.abandon()
-            self._fail(error)
+        except Exception as error:
+            self._refuse(error)
 
     def _settle(self, outcome: Outcome) -> None:
         protocol = self._protocol
@@ -95,13 +93,9 @@ class InferCycle:
             return
         try:
             encoded = http_infer.encode(self._model, self._header, outcome)
-        except ServerError as error:
-            self._fail(error)
-            return
-        except Exception:
-            logger.exception("the response of model '%s' could not be written", self._model.name)
+        except Exception as error:
             outcome.release()
-            self._fail(InternalError("internal error: the server's log has the details"))
+            self._refuse(error)
             return
         if encoded.json_bytes is None:
             head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n" % encoded.nbytes
@@ -111,6 +105,14 @@ class InferCycle:
                 b"content-length: %d\r\n" % (encoded.json_bytes, encoded.nbytes)
             )
         self._write(head, encoded.pieces)
+
+    def _refuse(self, error: Exception) -> None:
+        """Answers an error of the request, or, with its traceback in the log, one of ours."""
+        self.body.abandon()
+        if not isinstance(error, ServerError):
+            logger.error("internal error in an inference of model '%s'", self._model.name, exc_info=error)
+            error = InternalError("internal error: the server's log has the details")
+        self._fail(error)
 
     def _fail(self, error: ServerError) -> None:
         if self.disconnected:
@@ -144,13 +146,16 @@ class InferProtocol(HttpToolsProtocol):
         self._front_end = front_end
         self.loop_thread = front_end.thread
         self._idle_since = 0.0
+        self._asgi_cycle: Any = None
         self._in_head = False
         self._head_bytes = 0
         self._targets = front_end.infer_targets
 
     def data_received(self, data: bytes) -> None:
+        in_head = self._in_head
         super().data_received(data)
-        if self._in_head:
+        # Only data that is nothing but head counts: what begins one may be mostly the body before it.
+        if in_head and self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > _LONGEST_HEAD:
                 self.send_400_response(f"The request line and headers exceed {_LONGEST_HEAD} bytes.")
@@ -219,10 +224,17 @@ class InferProtocol(HttpToolsProtocol):
         elif not cycle.response_complete:
             cycle.submit()
 
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._asgi_cycle = cycle
+        super()._start_asgi_task(cycle, app)
+
     def connection_lost(self, exc: Optional[Exception]) -> None:
         cycle = self.cycle
         if type(cycle) is InferCycle and not cycle.response_complete:
             cycle.body.abandon()
+        if self._asgi_cycle is not None:
+            # uvicorn tells only the last of several in a pipeline.
+            self._asgi_cycle.disconnected = True
         super().connection_lost(exc)
         super()._unset_keepalive_if_required()
 

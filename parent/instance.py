@@ -54,6 +54,8 @@ class Instance:
         self.pid: Optional[int] = None
         self.in_flight: Dict[int, Request] = {}
         self.pollers = 0
+        self.broken = False
+        """The stub broke the protocol of the rings: nothing in them is believed any more."""
         self.poll = PollBudget(poll_limit(PARENT_POLL_US))
         self._loop = asyncio.get_running_loop()
         self.loaded: asyncio.Future[None] = self._loop.create_future()
@@ -135,17 +137,17 @@ class Instance:
         if not self.ended.done():
             self.ended.set_result(None)
 
-    def abandoned(self) -> Tuple[List[Tuple[Request, errors.ServerError]], List[Request]]:
-        """After the end: the requests that were being executed, with the error for each, and those that had not been started."""
-        with suppress(ProtocolError):
-            for request, outcome in self.drain():
-                request.done(outcome)
+    def abandoned(self) -> Tuple[List[Tuple[Request, Outcome]], List[Request]]:
+        """After the end: the requests that it answered or was executing, with the outcome of each, and those that it had not started."""
+        settled: List[Tuple[Request, Outcome]] = []
+        if not self.broken:
+            with suppress(ProtocolError):
+                self.drain(settled)
         started = self._words.started
-        lost: List[Tuple[Request, errors.ServerError]] = []
         unstarted = []
         for key, request in self.in_flight.items():
             if key < started:
-                lost.append((request, errors.Unavailable(f"{self.reason or 'the model is being unloaded'}")))
+                settled.append((request, errors.Unavailable(self.reason or "the model is being unloaded")))
                 self._lent.pop(request.block.key).release()
             else:
                 unstarted.append(request)
@@ -156,7 +158,7 @@ class Instance:
             block.release()
         self._lent.clear()
         self._kept.clear()
-        return lost, unstarted
+        return settled, unstarted
 
     def finalize(self) -> None:
         """Tells the stub to finish what it was handed, call finalize, and exit; one that has not loaded has nothing to finish."""
@@ -345,17 +347,16 @@ class Instance:
         """Empties the bell."""
         self._up.silence()
 
-    def drain(self) -> List[Tuple[Request, Outcome]]:
-        """Takes every record that is there.
+    def drain(self, done: List[Tuple[Request, Outcome]]) -> None:
+        """Takes every record that is there and appends the requests that they answer to ``done``.
 
         Raises:
-            ProtocolError: the stub wrote what it may not.
+            ProtocolError: the stub wrote what it may not; ``done`` has what came before.
         """
-        done: List[Tuple[Request, Outcome]] = []
         while True:
             record = self._up.pop()
             if record is None:
-                return done
+                return
             message = decode_up(record)
             if message[0] == INDIRECT:
                 _, segment_id, offset, nbytes = message
@@ -372,10 +373,11 @@ class Instance:
                 self._lent.pop(key).release()
             for result in results:
                 self.poll.waited(result[1] + _HAND_OVER_NS)
-                request = self.in_flight.pop(result[0], None)
+                request = self.in_flight.get(result[0])
                 if request is None:
                     raise ProtocolError(f"request {result[0]} is answered but was not handed over")
                 done.append((request, self._outcome(request, result)))
+                del self.in_flight[result[0]]
 
     def _outcome(self, request: Request, result: Tuple[Any, ...]) -> Outcome:
         _, _nanoseconds, kept, blocks, placed, error, parameters = result
@@ -394,21 +396,29 @@ class Instance:
             self.model.remember((placed, len(blocks)), plan)
         places: List[Tuple[mmap.mmap, int]] = []
         leases: List[Lease] = []
-        for key, nbytes in zip(blocks, plan.extents):
-            segment_id, offset = key
-            if segment_id in self._segments:
-                places.append((self._segments.locate(segment_id, offset, nbytes).memory, offset))
-                leases.append((self._releases.append, key))
-                continue
-            block = self._lent.get(key)
-            if block is None:
-                raise ProtocolError(f"block {key} of an output was not lent")
-            if nbytes > block.size:
-                raise ProtocolError(f"an output lies outside its block {key}")
-            block.retain()
-            places.append((block.segment.memory, offset))
-            leases.append((block.arena.dropped.append, block))
+        try:
+            for key, nbytes in zip(blocks, plan.extents):
+                place, lease = self._place(key, nbytes)
+                places.append(place)
+                leases.append(lease)
+        except ProtocolError:
+            for give_back, item in leases:
+                give_back(item)
+            raise
         return Response(plan, places, leases, parameters)
+
+    def _place(self, key: Tuple[int, int], nbytes: int) -> Tuple[Tuple[mmap.mmap, int], Lease]:
+        """Where a block with outputs is, checked, and what gives it back."""
+        segment_id, offset = key
+        if segment_id in self._segments:
+            return (self._segments.locate(segment_id, offset, nbytes).memory, offset), (self._releases.append, key)
+        block = self._lent.get(key)
+        if block is None:
+            raise ProtocolError(f"block {key} of an output was not lent")
+        if nbytes > block.size:
+            raise ProtocolError(f"an output lies outside its block {key}")
+        block.retain()
+        return (block.segment.memory, offset), (block.arena.dropped.append, block)
 
 
 def _retrieve(future: asyncio.Future[None]) -> None:

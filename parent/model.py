@@ -18,7 +18,7 @@ from .errors import Unavailable
 from .instance import Instance, LoadFailed
 from .lifecycle import State
 from .repository import ModelFiles
-from .request import Request
+from .request import Outcome, Request
 from .scheduler import DefaultScheduler, Dispatches
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Model:
                 instance = Instance(self, spec)
                 instance.start()
                 self.instances.append(instance)
-        except OutOfSharedMemory as error:
+        except (OutOfSharedMemory, OSError) as error:
             await self.stop(0)
             raise LoadFailed(f"Unable to initialize shared memory: {error}") from error
         results = await asyncio.gather(*(instance.loaded for instance in self.instances), return_exceptions=True)
@@ -165,11 +165,14 @@ class Model:
     def drain(self, instance: Instance) -> None:
         """Takes the replies that are there, hands the instance what comes next, and tells the requests' owners."""
         with self.lock:
-            try:
-                done = instance.drain()
-            except ProtocolError as error:
-                self._loop.call_soon_threadsafe(instance.condemn, str(error))
+            if instance.broken:
                 return
+            done: List[Tuple[Request, Outcome]] = []
+            try:
+                instance.drain(done)
+            except ProtocolError as error:
+                instance.broken = True
+                self._loop.call_soon_threadsafe(instance.condemn, str(error))
             if done:
                 self._hand_over(self._scheduler.finished(instance, len(done)))
                 if self._dirty:
@@ -182,7 +185,7 @@ class Model:
         instance.silence()
         while True:
             self.drain(instance)
-            if instance.pollers or instance.asleep():
+            if instance.broken or instance.pollers or instance.asleep():
                 return
 
     def begin_polling(self, instance: Instance) -> None:
@@ -231,7 +234,7 @@ class Model:
         if instance.ready():
             self.drain(instance)
             deadline = now + instance.poll.nanoseconds()
-        if instance.in_flight and now <= deadline:
+        if instance.in_flight and now <= deadline and not instance.broken:
             self._loop.call_soon(self._poll, instance, deadline)
         else:
             self.end_polling(instance)
@@ -248,7 +251,7 @@ class Model:
         """Its process ended: what it was executing fails, what it had not started goes to another instance, if there is one."""
         with self.lock:
             self._live = sum(i.state is State.READY for i in self.instances)
-            lost, unstarted = instance.abandoned()
+            settled, unstarted = instance.abandoned()
             self._hand_over(self._scheduler.remove(instance, unstarted))
             self._flush()
             queue = self._scheduler.queue
@@ -257,9 +260,9 @@ class Model:
                 while queue:
                     request = queue.popleft()
                     request.block.release()
-                    lost.append((request, error))
-        for request, failure in lost:
-            request.done(failure)
+                    settled.append((request, error))
+        for request, outcome in settled:
+            request.done(outcome)
 
     def _grow(self, nbytes: int) -> Segment:
         segment = Segment.create(self.server.next_segment_id(), nbytes)

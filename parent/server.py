@@ -193,22 +193,36 @@ class _Waiter:
     To hand the request to the loop's thread and the answer back would cost two wake-ups of a thread, several times the rest.
     """
 
-    __slots__ = ("_lock", "_outcome")
+    __slots__ = ("_abandoned", "_outcome", "_sleeper")
 
     def __init__(self) -> None:
         self._outcome: Optional[Outcome] = None
-        self._lock: Optional[threading.Lock] = None
+        self._sleeper: Optional[threading.Lock] = None
+        self._abandoned = False
 
     def settle(self, outcome: Outcome) -> None:
-        self._outcome = outcome
-        if self._lock is not None:
-            self._lock.release()
+        with _settling:
+            if self._abandoned:
+                if isinstance(outcome, Response):
+                    outcome.release()
+                return
+            self._outcome = outcome
+        if self._sleeper is not None:
+            self._sleeper.release()
 
     def wait(self, model: Model, timeout: Optional[float]) -> Outcome:
-        if self._outcome is None:
-            self._poll(model)
-        if self._outcome is None:
-            self._sleep(timeout)
+        try:
+            if self._outcome is None:
+                self._poll(model)
+            if self._outcome is None:
+                self._sleep(timeout)
+        except BaseException:
+            # Out of time, or interrupted: whatever comes now is for nobody.
+            with _settling:
+                self._abandoned = True
+                if isinstance(self._outcome, Response):
+                    self._outcome.release()
+            raise
         assert self._outcome is not None
         return self._outcome
 
@@ -219,20 +233,25 @@ class _Waiter:
         (instance,) = instances
         deadline = perf_counter_ns() + instance.poll.nanoseconds()
         model.begin_polling(instance)
-        while self._outcome is None and perf_counter_ns() < deadline:
-            if instance.ready():
-                model.drain(instance)
-            else:
-                os.sched_yield()  # the stub may be waiting for this very core
-        model.end_polling(instance)
+        try:
+            while self._outcome is None and perf_counter_ns() < deadline:
+                if instance.ready():
+                    model.drain(instance)
+                else:
+                    os.sched_yield()  # the stub may be waiting for this very core
+        finally:
+            model.end_polling(instance)
 
     def _sleep(self, timeout: Optional[float]) -> None:
-        lock = threading.Lock()
-        lock.acquire()
-        self._lock = lock
+        sleeper = threading.Lock()
+        sleeper.acquire()
+        self._sleeper = sleeper
         # settle may have passed between the look at the outcome and the line above, and then releases nothing.
-        if self._outcome is None and not lock.acquire(timeout=-1 if timeout is None else timeout):
+        if self._outcome is None and not sleeper.acquire(timeout=-1 if timeout is None else timeout):
             raise TimeoutError(f"no answer within {timeout} seconds")
+
+
+_settling = threading.Lock()
 
 
 def _request(

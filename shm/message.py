@@ -37,6 +37,9 @@ PROTOCOL_VERSION = 1
 
 _REMEMBERED = 1024
 
+_UNICODE_ERRORS = "backslashreplace"
+"""Texts of errors and logs may hold what is not Unicode, such as the names of files: they are told as Python's repr tells them."""
+
 _known_tensors: Set[Tuple[bytes, int]] = set()
 """Lists of tensors that were checked before, inputs with the size of their block and outputs with minus their number of blocks. Those of
 a model repeat, and looking one up costs half of checking it. Marshalled, because 0.0 and False equal 0, and so would pass for an
@@ -62,10 +65,12 @@ class ErrorCode(IntEnum):
 
 def packer() -> Callable[[Any], bytes]:
     """A function that packs one message; it keeps its buffer, so every thread needs its own or a lock."""
-    return msgpack.Packer().pack  # type: ignore[no-any-return]
+    return msgpack.Packer(unicode_errors=_UNICODE_ERRORS).pack  # type: ignore[no-any-return]
 
 
-pack: Callable[[Any], bytes] = msgpack.packb
+def pack(message: Any) -> bytes:
+    """One message, packed."""
+    return msgpack.packb(message, unicode_errors=_UNICODE_ERRORS)  # type: ignore[no-any-return]
 
 
 def unpack(data: bytes) -> Tuple[Any, ...]:
@@ -169,6 +174,8 @@ def _check_result(result: Any) -> None:
 
 
 def _check_outputs(outputs: Any, blocks: int) -> None:
+    if type(outputs) is not tuple:
+        raise ValueError(f"outputs {outputs!r}")
     for name, dtype, shape, block, offset, nbytes in outputs:
         _check_tensor(name, dtype, shape, offset, nbytes)
         if type(block) is not int or not 0 <= block < blocks:
@@ -177,6 +184,8 @@ def _check_outputs(outputs: Any, blocks: int) -> None:
 
 
 def _check_inputs(inputs: Any, size: int) -> None:
+    if type(inputs) is not tuple:
+        raise ValueError(f"inputs {inputs!r}")
     for name, dtype, shape, offset, nbytes in inputs:
         _check_tensor(name, dtype, shape, offset, nbytes)
         if offset + nbytes > size:

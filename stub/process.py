@@ -31,7 +31,7 @@ from ..shm.segment import Segment
 from .error import TritonModelException, headline, with_frames
 from .execution import check_returned
 from .host import host
-from .inference import InferenceRequest
+from .inference import InferenceRequest, InferenceResponse
 from .loader import LoadError, load_class
 from .logger import ForwardingHandler
 from .memory import StubMemory
@@ -54,6 +54,7 @@ class StubProcess:
         self._control_lock = threading.Lock()
         self._pack = packer()
         self._handled = 0
+        self._unknown_outputs: Set[str] = set()
         self._plans: Dict[Tuple[Any, ...], Tuple[Any, ...]] = {}
 
     def run(self) -> int:
@@ -218,16 +219,24 @@ class StubProcess:
         self._plans[inputs] = plan
         return plan
 
-    def _answer(self, response: Any, wanted: Set[str]) -> Tuple[Any, ...]:
+    def _answer(self, response: InferenceResponse, wanted: Set[str]) -> Tuple[Any, ...]:
         """(blocks, outputs, error, parameters) of one response."""
         error = response._error
         if error is not None:
             return (), (), (error.code(), error.message()), ""
         outputs = self._outputs
         tensors = [(outputs[t._name], t) for t in response._output_tensors if t._name in wanted]
+        if len(tensors) != len(response._output_tensors):
+            self._note_unknown(response)
         placed = self._memory.place(tensors)
         parameters = response._parameters
         return placed.blocks, placed.outputs, (), "" if parameters == "{}" else parameters
+
+    def _note_unknown(self, response: InferenceResponse) -> None:
+        """Says once of each output that the configuration does not have that nobody will get it."""
+        for name in {tensor._name for tensor in response._output_tensors} - self._all_outputs - self._unknown_outputs:
+            self._unknown_outputs.add(name)
+            self._log("WARNING", "model.py", 0, f"the output '{name}' of '{self._instance}' is not in its configuration and is dropped")
 
     def _failure(self, error: BaseException) -> Tuple[Any, ...]:
         """The whole batch failed: the traceback goes to the log, the message to the client."""

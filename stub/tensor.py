@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import index
 from typing import Any, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -190,8 +191,13 @@ def empty(name: str, shape: Sequence[int], dtype: Union[str, type, np.dtype]) ->
         dtype: a numpy dtype, or a name such as "FP32" or "TYPE_FP32". Not BYTES, whose size depends on its elements.
 
     Raises:
+        TypeError: ``name`` is not a str, a dimension not an integer, or ``dtype`` not one of these.
         TritonModelException: empty name, negative dimension, BYTES, or a dtype that Triton does not have.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"empty: name must be str, not {type(name).__name__}")
+    if dtype is None:  # for numpy it means float64
+        raise TypeError("empty: dtype must not be None")
     if not name:
         raise TritonModelException(_EMPTY_NAME)
     if isinstance(dtype, str) and dtype in BY_NAME:
@@ -204,6 +210,7 @@ def empty(name: str, shape: Sequence[int], dtype: Union[str, type, np.dtype]) ->
         raise TritonModelException("NumPy dtype is not supported.")
     if found is BYTES:
         raise TritonModelException(f"Tensor '{name}': the size of a BYTES tensor depends on its elements; use Tensor(name, array).")
+    shape = tuple(map(index, shape))  # numpy's integers do not travel
     if any(dim < 0 for dim in shape):
         raise TritonModelException(f"Tensor '{name}': dimensions must not be negative, got {list(shape)}.")
     nbytes = element_count(shape) * found.itemsize
