@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import msgspec
 
 from . import compression, http_infer
-from .errors import InternalError, ServerError, Unsupported
+from .errors import ServerError, Unsupported
 from .request import Outcome, Request, Response
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ _BINARY = (b"content-type", b"application/octet-stream")
 HEADER_LENGTH = b"inference-header-content-length"
 _MODEL = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[0-9]{1,18}))?"
 _IN_EXECUTOR_BYTES = 256 << 10
-_MAX_CHUNKS = 65536
 _REMEMBERED_PATHS = 1024
 
 
@@ -139,6 +138,9 @@ class HttpFrontEnd:
             await _send_error(send, error.http_status, str(error))
         except Disconnected:
             return
+        except asyncio.CancelledError:
+            # The time for an orderly end is up; only a request that still waits for its body or its outcome is told.
+            await _send_error(send, 503, "the server is ending")
         except Exception:
             logger.exception("internal error while serving %s %s", scope["method"], scope["path"])
             await _send_error(send, 500, "internal error: the server's log has the details")
@@ -236,7 +238,8 @@ class HttpFrontEnd:
         await _send_pieces(send, encoded.pieces, encoded.nbytes, encoded.json_bytes)
 
     async def _read_body(self, receive: Receive, body: http_infer.InferBody, decoder: Optional[compression.Decoder]) -> None:
-        for _ in range(_MAX_CHUNKS):
+        more = True
+        while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise Disconnected
@@ -246,10 +249,7 @@ class HttpFrontEnd:
             else:
                 for piece in decoder.feed(chunk):
                     body.feed(piece)
-            if not message.get("more_body", False):
-                break
-        else:
-            raise InternalError("unreachable")
+            more = message.get("more_body", False)
         if decoder is not None:
             body.feed(decoder.finish())
 

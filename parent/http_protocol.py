@@ -237,6 +237,8 @@ class InferProtocol(HttpToolsProtocol):
             self._asgi_cycle.disconnected = True
         super().connection_lost(exc)
         super()._unset_keepalive_if_required()
+        # Without it, connection and cycle hold each other, and all that the request brought, until the garbage collector comes by.
+        self.cycle = self._asgi_cycle = None
 
     def _infer_cycle(self) -> Optional[InferCycle]:
         """The short way for the request whose headers are complete; None if it has to take the long one."""

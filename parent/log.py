@@ -63,6 +63,8 @@ def set_up(
     root.handlers = [handler]
     root.setLevel(logging.DEBUG if verbose > 0 else logging.INFO)
     root.propagate = False
+    # What libraries have to say, from warnings on, has the same form.
+    logging.getLogger().handlers = [handler]
 
 
 class Speaker(Protocol):

@@ -24,7 +24,7 @@ from .status_table import print_status
 
 logger = logging.getLogger(__name__)
 
-_YOUNG_OBJECTS = 50_000
+_YOUNG_OBJECTS = 20_000
 _MODELS_SHARE = 0.5
 """Share of the time for an orderly end that is kept for the models once the front end has been waited for."""
 

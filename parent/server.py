@@ -174,7 +174,12 @@ class Server:
         future: asyncio.Future[Outcome] = loop.create_future()
 
         def settle(outcome: Outcome) -> None:
-            loop.call_soon_threadsafe(_set_unless_done, future, outcome)
+            try:
+                loop.call_soon_threadsafe(_set_unless_done, future, outcome)
+            except RuntimeError:
+                # The caller's loop was closed meanwhile, so nobody waits; raising here would cost others their answers.
+                if isinstance(outcome, Response):
+                    outcome.release()
 
         found.submit(_request(found, inputs, outputs, request_id, parameters, settle))
         return _result(found, await future)

@@ -99,6 +99,7 @@ class Producer:
 
         Raises:
             ProtocolError: the other side claims to have taken more records than there were.
+            ValueError: the record is too long.
         """
         length = len(record)
         if length > RECORD_BYTES:

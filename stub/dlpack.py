@@ -15,6 +15,7 @@ from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from ..shm.arena import ALIGNMENT
 from ..shm.dtype import BY_NAME, DataType, element_count
 from .error import TritonModelException
 
@@ -123,7 +124,8 @@ def export_capsule(
     """
     if dtype.name not in _CODE_OF:
         raise TritonModelException("DLPack does not have support for string tensors.")
-    array = np.asarray(_Lender(owner, address, dtype.itemsize, shape))
+    # numpy before 2 takes no null pointer, which is what an empty tensor may have.
+    array = np.asarray(_Lender(owner, address or ALIGNMENT, dtype.itemsize, shape))
     if versioned and _NUMPY_IS_VERSIONED:
         name, capsule = _VERSIONED, array.__dlpack__(max_version=_VERSION)
     else:
@@ -133,6 +135,7 @@ def export_capsule(
         managed.flags = _FLAG_READ_ONLY if read_only else 0
     managed.tensor.dtype = _Type(*_CODE_OF[dtype.name], 1)
     managed.tensor.strides = None
+    managed.tensor.data = address
     return capsule
 
 

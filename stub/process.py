@@ -125,6 +125,8 @@ class StubProcess:
             record = down.pop()
             if record is None:
                 record = self._wait()
+                if record is None:
+                    continue
             message = decode_down(record)
             if message[0] == INDIRECT:
                 _, segment, offset, nbytes = message
@@ -140,8 +142,8 @@ class StubProcess:
                 for batch in batches:
                     self._send(self._execute(batch))
 
-    def _wait(self) -> bytes:
-        """The next record: polls for a while if that paid lately, then sleeps until the bell."""
+    def _wait(self) -> Optional[bytes]:
+        """The next record, or None after a sleep without one: polls for a while if that paid lately, then sleeps until the bell."""
         down = self._down
         started = perf_counter_ns()
         deadline = started + self._poll.nanoseconds()
@@ -153,15 +155,12 @@ class StubProcess:
         else:
             if self._memory.dropped:
                 self._send([])
-            while not down.ready():
-                if down.lie_down():
-                    self._bell.poll(_SLEEP_MS)
-                    down.stay_awake()
-                    down.silence()
+            if down.lie_down():
+                self._bell.poll(_SLEEP_MS)
+                down.stay_awake()
+                down.silence()
         self._poll.waited(perf_counter_ns() - started)
-        record = down.pop()
-        assert record is not None
-        return record
+        return down.pop()
 
     def _execute(self, batch: Sequence[Tuple[Any, ...]]) -> List[Tuple[Any, ...]]:
         """One call of ``execute``; a result for each request."""
@@ -357,6 +356,8 @@ def main(control_fd: int) -> int:
         # A Ctrl-C in the terminal reaches every process of it, but the server decides when its models end.
         signal.signal(signum, _ignore)
         signal.siginterrupt(signum, False)
+    # A program that the model starts shall not keep the socket open after the stub's end.
+    os.set_inheritable(control_fd, False)
     for stream in (sys.stdout, sys.stderr):
         # Pipes to the server's log: each line when it is printed.
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]

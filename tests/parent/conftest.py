@@ -1,0 +1,48 @@
+"""One server for all tests that only send requests; each connection is the test's own."""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+import numpy as np
+import pytest
+from http_wire import Wire
+from model_repository import MODELS
+from server_process import ServerProcess
+from stublet.parent import Server
+from stublet.parent.model_config import TensorSpec
+from stublet.shm.dtype import BYTES
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Serves ``tests/models``; nothing that is asked of it may put a traceback into its log."""
+    server = ServerProcess(tmp_path_factory.mktemp("server"), MODELS)
+    try:
+        yield server.start()
+        server.stop()
+    finally:
+        server.cleanup()
+
+
+@pytest.fixture
+def wire(server: ServerProcess) -> Iterator[Wire]:
+    with server.wire() as wire:
+        yield wire
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Iterator[Server]:
+    """The same models inside this process."""
+    with Server(MODELS) as server:
+        for _ in range(2):
+            # The first request to a model may make its stub ask for memory, which no test should be charged with.
+            for model in (model for versions in server.core.models.values() for model in versions.values()):
+                if not model.decoupled:
+                    server.infer(model.name, {spec.name: _some(spec) for spec in model.inputs}, version=model.version)
+        yield server
+
+
+def _some(spec: TensorSpec) -> np.ndarray:
+    shape = [max(size, 1) for size in spec.shape]
+    return np.full(shape, b"", object) if spec.dtype is BYTES else np.zeros(shape, spec.dtype.numpy or np.uint16)

@@ -1,0 +1,466 @@
+"""Good inferences, as bytes: tensors as JSON and as binary data, in every mixture, over every framing that HTTP has."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import struct
+import zlib
+from typing import Any, Callable, Dict, List, Tuple
+
+import pytest
+from http_wire import Answer, Headers, Wire, chunked, cut, infer, request, tensor
+from server_process import ServerProcess
+
+WAYS = {"direct": {}, "asgi": {"accept-encoding": "identity"}}
+
+FOUR = [1.0, 2.0, 3.0, 4.0]
+FLOATS = struct.pack("<4f", *FOUR)
+GOOD = {"inputs": [tensor("INPUT0", "FP32", [4], FOUR), tensor("INPUT1", "FP32", [4], FOUR)]}
+SUM = {"name": "OUTPUT0", "datatype": "FP32", "shape": [4], "data": [2.0, 4.0, 6.0, 8.0]}
+DIFFERENCE = {"name": "OUTPUT1", "datatype": "FP32", "shape": [4], "data": [0.0, 0.0, 0.0, 0.0]}
+ANSWER = {"model_name": "add_sub", "model_version": "1", "outputs": [SUM, DIFFERENCE]}
+SUM_BYTES, DIFFERENCE_BYTES = struct.pack("<4f", 2, 4, 6, 8), bytes(16)
+
+BLOB0, BLOB1 = tensor("INPUT0", "FP32", [4], binary_data_size=16), tensor("INPUT1", "FP32", [4], binary_data_size=16)
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> Headers:
+    """The headers that choose one of the two ways of an inference through the server."""
+    return WAYS[request.param]  # type: ignore[no-any-return]
+
+
+def in_binary(output: Dict[str, Any]) -> Dict[str, Any]:
+    """An output as described when its data follow in binary."""
+    return {**{key: value for key, value in output.items() if key != "data"}, "parameters": {"binary_data_size": 16}}
+
+
+def wants(*names: str, **parameters: Any) -> List[Dict[str, Any]]:
+    return [{"name": name, **({"parameters": parameters} if parameters else {})} for name in names]
+
+
+@pytest.mark.parametrize(
+    "document, binary",
+    [
+        (GOOD, None),
+        ({**GOOD, "outputs": []}, None),
+        ({"inputs": [tensor("INPUT0", "FP32", [4], [[1, 2], [3, 4]]), GOOD["inputs"][1]]}, None),
+        ({"inputs": [tensor("INPUT0", "FP32", [4], [1, 2.0, [3], [[4]]]), GOOD["inputs"][1]]}, None),
+        ({"inputs": GOOD["inputs"][::-1]}, None),
+        ({"inputs": [BLOB0, BLOB1]}, FLOATS + FLOATS),
+        ({"inputs": [BLOB0, GOOD["inputs"][1]]}, FLOATS),
+        ({"inputs": [GOOD["inputs"][0], BLOB1]}, FLOATS),
+        ({**GOOD, "parameters": {"sequence_id": 5, "sequence_start": True, "priority": 1, "timeout": 0, "own": "x"}}, None),
+        ({**GOOD, "unknown": [1, {"a": None}]}, None),
+        (GOOD, b""),
+    ],
+    ids=[
+        "JSON", "empty outputs", "nested integers", "uneven nesting", "other order", "binary", "binary and JSON", "JSON and binary",
+        "parameters", "unknown member", "header length of a plain body",
+    ],
+)  # fmt: skip
+def test_inputs(wire: Wire, way: Headers, document: Any, binary: Any) -> None:
+    answer = wire.ask(infer("add_sub", document, binary, way))
+    assert (answer.status, answer.json()) == (200, ANSWER)
+    assert answer.headers["content-type"] == "application/json"
+    assert "inference-header-content-length" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "more, outputs, binary",
+    [
+        ({"outputs": wants("OUTPUT1")}, [DIFFERENCE], b""),
+        ({"outputs": wants("OUTPUT1", "OUTPUT0")}, [DIFFERENCE, SUM], b""),
+        ({"parameters": {"binary_data_output": True}}, [in_binary(SUM), in_binary(DIFFERENCE)], SUM_BYTES + DIFFERENCE_BYTES),
+        (
+            {"outputs": wants("OUTPUT1", "OUTPUT0", binary_data=True)},
+            [in_binary(DIFFERENCE), in_binary(SUM)],
+            DIFFERENCE_BYTES + SUM_BYTES,
+        ),
+        ({"outputs": [*wants("OUTPUT0"), *wants("OUTPUT1", binary_data=True)]}, [SUM, in_binary(DIFFERENCE)], DIFFERENCE_BYTES),
+        (
+            {"outputs": wants("OUTPUT0", binary_data=False), "parameters": {"binary_data_output": True}},
+            [SUM], b"",
+        ),
+        (
+            {"outputs": [*wants("OUTPUT0"), *wants("OUTPUT1", binary_data=False)], "parameters": {"binary_data_output": True}},
+            [in_binary(SUM), DIFFERENCE], SUM_BYTES,
+        ),
+    ],
+    ids=["subset", "order", "all binary", "binary in another order", "mixed", "JSON despite the default", "binary by default"],
+)  # fmt: skip
+def test_requested_outputs(wire: Wire, way: Headers, more: Dict[str, Any], outputs: Any, binary: bytes) -> None:
+    # Twice: what can be remembered of the first answer must not change the second.
+    for _ in range(2):
+        answer = wire.ask(infer("add_sub", {**GOOD, **more}, headers=way))
+        assert answer.json() == {**ANSWER, "outputs": outputs}
+        if binary:
+            assert answer.binary == binary
+            assert answer.headers["content-type"] == "application/octet-stream"
+        else:
+            assert answer.headers["content-type"] == "application/json"
+
+
+def test_key_order_is_as_documented(wire: Wire, way: Headers) -> None:
+    answer = wire.ask(infer("add_sub", {**GOOD, "id": "abc", "outputs": wants("OUTPUT1")}, headers=way))
+    assert answer.body == (
+        b'{"id":"abc","model_name":"add_sub","model_version":"1","outputs":'
+        b'[{"name":"OUTPUT1","datatype":"FP32","shape":[4],"data":[0.0,0.0,0.0,0.0]}]}'
+    )
+
+
+@pytest.mark.parametrize("identifier", ["abc", 'ключ "\\ \u0000 日本', "x" * 5000])
+def test_id_is_echoed(wire: Wire, way: Headers, identifier: str) -> None:
+    answer = wire.ask(infer("add_sub", {**GOOD, "id": identifier, "parameters": {"binary_data_output": True}}, headers=way))
+    assert answer.json()["id"] == identifier
+    assert "id" not in wire.ask(infer("add_sub", {**GOOD, "id": ""}, headers=way)).json()
+
+
+def test_ids_are_not_mixed_up(wire: Wire, way: Headers) -> None:
+    for number in range(20):
+        document = {"id": str(number % 4), "inputs": [BLOB0, BLOB1], "parameters": {"binary_data_output": bool(number % 3)}}
+        assert wire.ask(infer("add_sub", document, FLOATS + FLOATS, way)).json()["id"] == str(number % 4)
+
+
+def test_what_a_model_is_told(wire: Wire, way: Headers) -> None:
+    own = {"text": "déjà", "yes": True, "integer": -7, "large": 2**40, "float": 0.5}
+    told = {"timeout": 1_000_000, "priority": 3, "sequence_id": 2**64 - 1, "sequence_start": True, "sequence_end": True}
+    document = {"id": "日本", "inputs": [tensor("INPUT0", "INT32", [1], [1])], "parameters": {**own, **told}, "outputs": wants("REQUEST")}
+    answer = wire.ask(infer("echo", document, headers=way)).json()
+    assert answer["parameters"] == {"answered": True, "text": "déjà", "number": 7}
+    assert json.loads(answer["outputs"][0]["data"][0]) == {
+        "id": "日本", "parameters": own, "correlation_id": 2**64 - 1, "flags": 3, "timeout": 1_000_000, "requested": ["REQUEST"],
+    }  # fmt: skip
+
+
+def test_a_sequence_id_may_be_a_string(wire: Wire, way: Headers) -> None:
+    document = {"inputs": [tensor("INPUT0", "INT32", [1], [1])], "parameters": {"sequence_id": "chat 7"}}
+    answer = wire.ask(infer("echo", document, headers=way)).json()
+    assert json.loads(answer["outputs"][0]["data"][0])["correlation_id"] == "chat 7"
+
+
+@pytest.mark.parametrize("given, told", [({}, ["REQUIRED"]), ({"OPTIONAL": [4]}, ["REQUIRED", "OPTIONAL"])])
+def test_optional_inputs(wire: Wire, way: Headers, given: Dict[str, List[int]], told: List[str]) -> None:
+    inputs = [tensor(name, "INT32", [len(data)], data) for name, data in {**given, "REQUIRED": [1, 2]}.items()]
+    answer = wire.ask(infer("optional", {"inputs": inputs}, headers=way)).json()
+    assert answer["outputs"][0]["data"] == told
+
+
+def test_no_input_at_all_where_all_are_optional(wire: Wire, way: Headers) -> None:
+    assert wire.ask(infer("every_type", {"inputs": []}, headers=way)).json()["outputs"] == []
+
+
+# datatype, struct format, values as JSON
+TYPES: List[Tuple[str, str, List[Any]]] = [
+    ("BOOL", "?", [True, False, True]),
+    ("UINT8", "B", [0, 1, 2**8 - 1]),
+    ("UINT16", "H", [0, 1, 2**16 - 1]),
+    ("UINT32", "I", [0, 1, 2**32 - 1]),
+    ("UINT64", "Q", [0, 1, 2**64 - 1]),
+    ("INT8", "b", [-(2**7), 0, 2**7 - 1]),
+    ("INT16", "h", [-(2**15), 0, 2**15 - 1]),
+    ("INT32", "i", [-(2**31), 0, 2**31 - 1]),
+    ("INT64", "q", [-(2**63), 0, 2**63 - 1]),
+    ("FP32", "f", [0.5, -0.0, 3.4028234663852886e38]),
+    ("FP64", "d", [0.1, -0.0, 1.7976931348623157e308]),
+]
+
+
+@pytest.mark.parametrize("datatype, form, values", TYPES, ids=[row[0] for row in TYPES])
+def test_numbers_survive_every_form(wire: Wire, way: Headers, datatype: str, form: str, values: List[Any]) -> None:
+    name, packed = f"IN_{datatype}", struct.pack(f"<{len(values)}{form}", *values)
+    as_json = {"inputs": [tensor(name, datatype, [3], values)]}
+    as_binary = {"inputs": [tensor(name, datatype, [3], binary_data_size=len(packed))]}
+    for document, binary in ((as_json, None), (as_binary, packed)):
+        assert wire.ask(infer("every_type", document, binary, way)).json()["outputs"] == [
+            {"name": f"OUT_{datatype}", "datatype": datatype, "shape": [3], "data": values}
+        ]
+        answer = wire.ask(infer("every_type", {**document, "parameters": {"binary_data_output": True}}, binary, way))
+        assert answer.binary == packed
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "BF16"])
+def test_sixteen_bit_floats_travel_in_binary(wire: Wire, way: Headers, datatype: str) -> None:
+    packed = bytes(range(16))
+    document = {
+        "inputs": [tensor(f"IN_{datatype}", datatype, [8], binary_data_size=16)],
+        "outputs": wants(f"OUT_{datatype}", binary_data=True),
+    }
+    assert wire.ask(infer("every_type", document, packed, way)).binary == packed
+
+
+def elements(*items: bytes) -> bytes:
+    return b"".join(struct.pack("<I", len(item)) + item for item in items)
+
+
+@pytest.mark.parametrize(
+    "items", [["a", "bc"], ["é", "日本"], [""], ["", "", "x"], ["\u0000", '"\\\n'], ["x" * 70_000], ["ab"] * 1000], ids=ascii
+)
+def test_strings(wire: Wire, way: Headers, items: List[str]) -> None:
+    wire_form = elements(*(item.encode() for item in items))
+    as_json = {"inputs": [tensor("INPUT0", "BYTES", [len(items)], items)]}
+    as_binary = {"inputs": [tensor("INPUT0", "BYTES", [len(items)], binary_data_size=len(wire_form))]}
+    for document, binary in ((as_json, None), (as_binary, wire_form)):
+        assert wire.ask(infer("identity_bytes", document, binary, way)).json()["outputs"][0]["data"] == items
+        answer = wire.ask(infer("identity_bytes", {**document, "parameters": {"binary_data_output": True}}, binary, way))
+        assert answer.binary == wire_form
+
+
+def test_bytes_that_are_no_text(wire: Wire, way: Headers) -> None:
+    wire_form = elements(b"\xff\x00", b"", b"\xc3")
+    document = {"inputs": [tensor("INPUT0", "BYTES", [3], binary_data_size=len(wire_form))], "outputs": wants("OUTPUT0", binary_data=True)}
+    assert wire.ask(infer("identity_bytes", document, wire_form, way)).binary == wire_form
+
+
+def test_nan_and_infinity(wire: Wire, way: Headers) -> None:
+    text = b'{"inputs":[{"name":"INPUT0","datatype":"FP32","shape":[4],"data":[NaN,Infinity,-Infinity,1.5]}]}'
+    data = wire.ask(infer("vector", text, headers=way)).json()["outputs"][0]["data"]
+    assert math.isnan(data[0])
+    assert data[1:] == [math.inf, -math.inf, 1.5]
+    packed = struct.pack("<4f", math.nan, math.inf, -math.inf, 1.5)
+    document = {"inputs": [tensor("INPUT0", "FP32", [4], binary_data_size=16)], "outputs": wants("OUTPUT0", binary_data=True)}
+    assert wire.ask(infer("vector", document, packed, way)).binary == packed
+
+
+def test_what_is_too_large_for_fp32_is_infinite(wire: Wire, way: Headers) -> None:
+    data = wire.ask(infer("vector", {"inputs": [tensor("INPUT0", "FP32", [2], [1e300, -1e300])]}, headers=way)).json()["outputs"][0]["data"]
+    assert data == [math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("shape", [[0, 3], [3, 0], [0, 0]])
+def test_tensors_without_elements(wire: Wire, way: Headers, shape: List[int]) -> None:
+    as_json = {"inputs": [tensor("INPUT0", "FP32", shape, [])]}
+    assert wire.ask(infer("matrix", as_json, headers=way)).json()["outputs"] == [
+        {"name": "OUTPUT0", "datatype": "FP32", "shape": shape, "data": []}
+    ]
+    as_binary = {"inputs": [tensor("INPUT0", "FP32", shape, binary_data_size=0)], "outputs": wants("OUTPUT0", binary_data=True)}
+    answer = wire.ask(infer("matrix", as_binary, b"", way))
+    assert answer.headers["content-type"] == "application/json"
+    assert "inference-header-content-length" not in answer.headers
+    assert answer.json()["outputs"] == [{"name": "OUTPUT0", "datatype": "FP32", "shape": shape, "parameters": {"binary_data_size": 0}}]
+
+
+def test_no_strings(wire: Wire, way: Headers) -> None:
+    answer = wire.ask(infer("identity_bytes", {"inputs": [tensor("INPUT0", "BYTES", [0], [])]}, headers=way))
+    assert answer.json()["outputs"][0]["data"] == []
+
+
+@pytest.mark.parametrize("batch", [1, 2, 64])
+def test_batching_models_lead_with_the_batch(wire: Wire, way: Headers, batch: int) -> None:
+    document = {"inputs": [tensor("INPUT0", "FP32", [batch, 4], [[0.5] * 4] * batch)]}
+    assert wire.ask(infer("identity_batch", document, headers=way)).json()["outputs"] == [
+        {"name": "OUTPUT0", "datatype": "FP32", "shape": [batch, 4], "data": [0.5] * 4 * batch}
+    ]
+
+
+RAW = {"inference-header-content-length": "0"}
+
+
+@pytest.mark.parametrize(
+    "model, body, shape, sent_back",
+    [
+        ("vector", FLOATS, [4], FLOATS),
+        ("identity_batch", FLOATS, [1, 4], FLOATS),
+        ("identity_bytes", b"one string", [1], elements(b"one string")),
+        ("identity_bytes", b"\xff" * 100_000, [1], elements(b"\xff" * 100_000)),
+    ],
+)
+def test_raw_binary_requests(wire: Wire, way: Headers, model: str, body: bytes, shape: List[int], sent_back: bytes) -> None:
+    answer = wire.ask(infer(model, body, headers={**RAW, **way}))
+    assert answer.json()["outputs"][0]["shape"] == shape
+    assert answer.binary == sent_back
+
+
+def test_an_empty_raw_request(wire: Wire, way: Headers) -> None:
+    answer = wire.ask(infer("vector", b"", headers={**RAW, **way})).json()
+    assert answer["outputs"] == [{"name": "OUTPUT0", "datatype": "FP32", "shape": [0], "parameters": {"binary_data_size": 0}}]
+
+
+@pytest.mark.parametrize("nbytes", [0, 4, 16 << 10, (16 << 10) + 4, 1 << 20, 16 << 20])
+def test_sizes_on_both_sides_of_every_threshold(wire: Wire, way: Headers, nbytes: int) -> None:
+    data = bytes(range(256)) * (nbytes // 256) + bytes(nbytes % 256)
+    document = {
+        "inputs": [tensor("INPUT0", "FP32", [nbytes // 4], binary_data_size=nbytes)],
+        "parameters": {"binary_data_output": True},
+    }
+    answer = wire.ask(infer("vector", document, data, way))
+    assert (answer.binary if nbytes else b"") == data
+
+
+@pytest.mark.parametrize("path", ["add_sub", "add_sub/versions/1"])
+@pytest.mark.parametrize("query", ["", "?a=1"])
+def test_paths(wire: Wire, path: str, query: str) -> None:
+    body = json.dumps(GOOD).encode()
+    assert wire.ask(request("POST", f"/v2/models/{path}/infer{query}", body)).json() == ANSWER
+    assert wire.ask(request("POST", f"/v2/models/%61dd_sub/infer{query}", body)).json() == ANSWER
+
+
+@pytest.mark.parametrize("path, version", [("versions", "3"), ("versions/versions/1", "1"), ("versions/versions/3", "3")])
+def test_versions(wire: Wire, way: Headers, path: str, version: str) -> None:
+    answer = wire.ask(infer(path, {"inputs": []}, headers=way)).json()
+    assert (answer["model_version"], answer["outputs"][0]["data"]) == (version, [version])
+
+
+# Compression
+
+CODINGS: Dict[str, Tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
+    "gzip": (gzip.compress, gzip.decompress),
+    "deflate": (zlib.compress, zlib.decompress),
+}
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("binary", [False, True])
+def test_compressed_requests(wire: Wire, coding: str, binary: bool) -> None:
+    document = {"inputs": [BLOB0, BLOB1]} if binary else GOOD
+    text = json.dumps(document).encode()
+    headers = {"content-encoding": coding, **({"inference-header-content-length": str(len(text))} if binary else {})}
+    answer = wire.ask(infer("add_sub", CODINGS[coding][0](text + (FLOATS + FLOATS if binary else b"")), headers=headers))
+    assert answer.json() == ANSWER
+
+
+@pytest.mark.parametrize(
+    "accept, coding",
+    [
+        ("gzip", "gzip"), ("deflate", "deflate"), ("gzip, deflate", "gzip"), ("deflate, gzip", "gzip"), ("gzip;q=0.5, deflate", "deflate"),
+        ("GZIP", "gzip"), ("*", "gzip"), ("gzip;q=0, *", "deflate"), ("br, deflate;q=0.2", "deflate"), ("deflate ; q=0.3,gzip; q=0.2", "deflate"),
+        ("identity", None), ("br", None), ("gzip;q=0", None), ("gzip;q=0, deflate;q=0", None), ("identity, gzip;q=0.5", None), (",", None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("nbytes", [16, 1 << 20])
+def test_compressed_answers(wire: Wire, accept: str, coding: Any, nbytes: int) -> None:
+    document = {
+        "inputs": [tensor("INPUT0", "FP32", [nbytes // 4], binary_data_size=nbytes)],
+        "parameters": {"binary_data_output": True},
+    }
+    data = FLOATS * (nbytes // 16)
+    answer = wire.ask(infer("vector", document, data, {"accept-encoding": accept}))
+    assert answer.headers.get("content-encoding") == coding
+    plain = answer._replace(body=CODINGS[coding][1](answer.body)) if coding else answer
+    assert plain.binary == data
+
+
+def test_a_small_body_that_holds_a_large_document_is_refused(server: ServerProcess) -> None:
+    """Its 80 MiB are never in memory at once: the limit is on what was unpacked so far."""
+    bomb = gzip.compress(b" " * (80 << 20), 1)
+    with server.wire() as wire:
+        answer = wire.ask(infer("add_sub", bomb, headers={"content-encoding": "gzip"}))
+        assert answer.status == 400
+        assert "exceeds the maximum allowed input size of 67108864 bytes" in answer.error
+        assert wire.ask(infer("add_sub", GOOD)).json() == ANSWER
+
+
+@pytest.mark.parametrize("framing", ["content-length", "chunked"])
+def test_a_document_over_the_limit_is_refused(server: ServerProcess, framing: str) -> None:
+    with server.wire() as wire:
+        if framing == "chunked":
+            wire.send(infer("add_sub", b"", headers={"transfer-encoding": "chunked", "content-length": ""}))
+            wire.send(*chunked([b" " * (1 << 20)] * 65))
+        else:
+            wire.send(infer("add_sub", b" " * (65 << 20)))
+        answer = wire.answer()
+        assert answer.status == 400
+        assert "exceeds the maximum allowed input size of 67108864 bytes" in answer.error
+        assert wire.ask(infer("add_sub", GOOD)).json() == ANSWER
+
+
+# Framing
+
+BINARY_GOOD = json.dumps({"inputs": [BLOB0, BLOB1]}).encode()
+
+
+def by_chunks(pieces: List[bytes], headers: Headers) -> bytes:
+    """The binary request in the chunked coding."""
+    own = {"transfer-encoding": "chunked", "content-length": "", "inference-header-content-length": str(len(BINARY_GOOD))}
+    return infer("add_sub", b"", headers={**own, **headers}) + b"".join(chunked(pieces))
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 10_000])
+def test_chunked_uploads(wire: Wire, way: Headers, size: int) -> None:
+    body = BINARY_GOOD + FLOATS + FLOATS
+    assert wire.ask(by_chunks(cut(body, range(size, len(body), size)), way)).json() == ANSWER
+
+
+def test_requests_byte_by_byte(wire: Wire, way: Headers) -> None:
+    whole = infer("add_sub", {"inputs": [BLOB0, BLOB1]}, FLOATS + FLOATS, way)
+    wire.send(*cut(whole, range(len(whole))))
+    assert wire.answer().json() == ANSWER
+
+
+def test_http_1_0_closes_after_its_answer(wire: Wire) -> None:
+    answer = wire.ask(infer("add_sub", GOOD, version="1.0"))
+    assert (answer.headers["connection"], answer.json()) == ("close", ANSWER)
+    assert wire.closed()
+
+
+def test_connection_close(wire: Wire, way: Headers) -> None:
+    answer = wire.ask(infer("add_sub", GOOD, headers={"connection": "close", **way}))
+    assert (answer.headers["connection"], answer.json()) == ("close", ANSWER)
+    assert wire.closed()
+
+
+@pytest.mark.parametrize("ways", [["direct"] * 8, ["asgi"] * 8, ["direct", "asgi"] * 4, ["asgi", "direct", "direct"] * 3], ids="-".join)
+def test_pipelined_requests_are_answered_in_order(wire: Wire, ways: List[str]) -> None:
+    documents = [{"inputs": [tensor("INPUT0", "FP32", [1], [float(i)])], "id": str(i + 1)} for i in range(len(ways))]
+    wire.send(b"".join(infer("vector", document, headers=WAYS[way]) for document, way in zip(documents, ways)))
+    answers = [wire.answer().json() for _ in ways]
+    assert [(answer["id"], answer["outputs"][0]["data"]) for answer in answers] == [(str(i + 1), [float(i)]) for i in range(len(ways))]
+
+
+def test_pipelined_good_and_bad_requests(wire: Wire, way: Headers) -> None:
+    bad = infer("add_sub", b"{", headers=way)
+    wire.send(b"".join([bad, infer("add_sub", GOOD, headers=way), bad, request("GET", "/v2/health/live"), infer("add_sub", GOOD)]))
+    assert [wire.answer().status for _ in range(5)] == [400, 200, 400, 200, 200]
+
+
+def test_expect_100_continue(wire: Wire) -> None:
+    whole = infer("add_sub", GOOD, headers={"expect": "100-continue"})
+    head, body = whole.split(b"\r\n\r\n", 1)
+    assert wire.ask(head + b"\r\n\r\n").status == 100
+    assert wire.ask(body).json() == ANSWER
+
+
+def test_expect_100_continue_of_a_refused_request(wire: Wire) -> None:
+    whole = infer("nope", GOOD, headers={"expect": "100-continue"})
+    head, _ = whole.split(b"\r\n\r\n", 1)
+    assert wire.ask(head + b"\r\n\r\n").status == 404
+
+
+def test_one_connection_serves_many_requests(wire: Wire) -> None:
+    for number in range(300):
+        headers = WAYS["asgi" if number % 3 == 0 else "direct"]
+        data = [float(number)] * (number % 7)
+        answer: Answer = wire.ask(infer("vector", {"inputs": [tensor("INPUT0", "FP32", [len(data)], data)]}, headers=headers))
+        assert answer.json()["outputs"][0]["data"] == data
+
+
+# Metadata
+
+
+def test_metadata(wire: Wire) -> None:
+    server = wire.ask(request("GET", "/v2")).json()
+    assert (server["name"], set(server)) == ("triton", {"name", "version", "extensions"})
+    assert wire.ask(request("GET", "/v2/models/identity_batch")).json() == {
+        "name": "identity_batch", "versions": ["1"], "platform": "python",
+        "inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [-1, 4]}],
+        "outputs": [{"name": "OUTPUT0", "datatype": "FP32", "shape": [-1, 4]}],
+    }  # fmt: skip
+    optional = wire.ask(request("GET", "/v2/models/optional/versions/1")).json()["inputs"]
+    assert optional[1] == {"name": "OPTIONAL", "datatype": "INT32", "shape": [-1], "optional": True}
+
+
+def test_config_is_the_effective_one(wire: Wire) -> None:
+    config = wire.ask(request("GET", "/v2/models/identity_batch/config")).json()
+    assert (config["name"], config["backend"], config["max_batch_size"]) == ("identity_batch", "python", 64)
+    assert config["input"][0]["dims"] == [4]
+    assert config["input"][0]["data_type"] == "TYPE_FP32"
+    assert config["instance_group"][0]["name"] == "identity_batch_0"
+    assert config["version_policy"] == {"latest": {"num_versions": 1}}
+
+
+@pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready", "/v2/models/add_sub/ready", "/v2/models/add_sub/versions/1/ready"])
+def test_health(wire: Wire, path: str) -> None:
+    answer = wire.ask(request("GET", path))
+    assert (answer.status, answer.body) == (200, b"")

@@ -1,0 +1,56 @@
+"""Options: what they become, and what wrong ones are told."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Tuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stublet.parent.options import BackendOptions, OptionError
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ([], {}),
+        ([("shm-default-byte-size", "2097152")], {"shm_default_byte_size": 2 << 20}),
+        ([("shm-growth-byte-size", "1")], {"shm_growth_byte_size": 1}),
+        ([("stub-timeout-seconds", "5"), ("stub-timeout-seconds", "7")], {"stub_timeout_seconds": 7}),
+        ([("shm-region-prefix-name", "x"), ("thread-pool-size", "8"), ("shm_message_queue_size", "9")], {}),
+        ([("default-max-batch-size", "4")], {}),
+    ],
+)
+def test_backend_options(settings: List[Tuple[str, str]], expected: Dict[str, Any]) -> None:
+    defaults = {"shm_default_byte_size": 1 << 20, "shm_growth_byte_size": 1 << 20, "stub_timeout_seconds": 30}
+    options = BackendOptions.parse(settings)
+    assert {name: getattr(options, name) for name in defaults} == {**defaults, **expected}
+
+
+@pytest.mark.parametrize(
+    "key, text, complaint",
+    [
+        ("shm-default-byte-size", "1048575", "shm-default-byte-size can't be smaller than 1 MiB"),
+        ("shm-default-byte-size", "-1", "shm-default-byte-size can't be smaller than 1 MiB"),
+        ("shm-growth-byte-size", "0", "shm-growth-byte-size can't be smaller than or equal to zero."),
+        ("stub-timeout-seconds", "0", "stub-timeout-seconds can't be smaller than or equal to zero."),
+        ("stub-timeout-seconds", "soon", "--backend-config=python,stub-timeout-seconds=soon: the value is not an integer (stol)"),
+        ("stub-timeout-seconds", "", "--backend-config=python,stub-timeout-seconds=: the value is not an integer (stol)"),
+        (
+            "shm-size", "1",
+            "--backend-config=python,shm-size=1: unknown key; known are shm-default-byte-size, shm-growth-byte-size, stub-timeout-seconds",
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_backend_options(key: str, text: str, complaint: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        BackendOptions.parse([(key, text)])
+    assert str(caught.value) == complaint
+
+
+@given(settings=st.lists(st.tuples(st.text(max_size=30), st.text(max_size=10)), max_size=3))
+def test_any_setting_is_taken_or_an_option_error(settings: List[Tuple[str, str]]) -> None:
+    try:
+        BackendOptions.parse(settings)
+    except OptionError as error:
+        assert str(error)

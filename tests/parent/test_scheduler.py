@@ -1,0 +1,155 @@
+"""The default scheduler, told as events."""
+
+from __future__ import annotations
+
+from typing import Dict, List
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from stublet.parent.scheduler import LOOKAHEAD, DefaultScheduler
+
+Scheduler = DefaultScheduler[str, int]
+
+
+def test_a_request_waits_for_an_instance() -> None:
+    scheduler: Scheduler = DefaultScheduler()
+    assert scheduler.enqueue(1) == []
+    assert scheduler.enqueue(2) == []
+    assert scheduler.add("a") == [("a", 1), ("a", 2)]
+
+
+def test_a_lone_instance_is_handed_several() -> None:
+    scheduler: Scheduler = DefaultScheduler()
+    scheduler.add("a")
+    handed = [dispatch for number in range(LOOKAHEAD + 3) for dispatch in scheduler.enqueue(number)]
+    assert handed == [("a", number) for number in range(LOOKAHEAD)]
+    assert scheduler.finished("a", 2) == [("a", LOOKAHEAD), ("a", LOOKAHEAD + 1)]
+
+
+def test_several_instances_are_handed_one_each() -> None:
+    scheduler: Scheduler = DefaultScheduler()
+    scheduler.add("a")
+    scheduler.add("b")
+    handed = [dispatch for number in range(4) for dispatch in scheduler.enqueue(number)]
+    assert sorted(handed) == [("a", 1), ("b", 0)]
+    assert scheduler.finished("a", 1) == [("a", 2)]
+    assert scheduler.finished("b", 1) == [("b", 3)]
+
+
+def test_the_warm_instance_is_taken_first() -> None:
+    scheduler: Scheduler = DefaultScheduler()
+    scheduler.add("a")
+    scheduler.add("b")
+    ((first, _),) = scheduler.enqueue(0)
+    for number in range(1, 5):
+        scheduler.finished(first, 1)
+        assert scheduler.enqueue(number) == [(first, number)]
+
+
+def test_what_a_dead_instance_had_not_started_is_next() -> None:
+    scheduler: Scheduler = DefaultScheduler()
+    scheduler.add("a")
+    for number in range(LOOKAHEAD + 2):
+        scheduler.enqueue(number)
+    assert scheduler.remove("a", [1, 2, 3]) == []
+    assert list(scheduler.queue) == [1, 2, 3, LOOKAHEAD, LOOKAHEAD + 1]
+    assert scheduler.add("b") == [("b", number) for number in (1, 2, 3, LOOKAHEAD, LOOKAHEAD + 1)]
+
+
+def test_a_survivor_takes_over() -> None:
+    scheduler: Scheduler = DefaultScheduler()
+    scheduler.add("a")
+    scheduler.add("b")
+    ((first, _),) = scheduler.enqueue(0)
+    ((second, _),) = scheduler.enqueue(1)
+    scheduler.enqueue(2)
+    assert scheduler.remove(first, [0]) == [(second, 0), (second, 2)]
+    assert scheduler.finished(second, 3) == []
+
+
+class Scheduling(RuleBasedStateMachine):
+    """Nothing lost, nothing twice, nothing idle while something waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler: Scheduler = DefaultScheduler()
+        self.running: Dict[str, List[int]] = {}
+        self.waiting: List[int] = []
+        self.arrived = 0
+        self.names = 0
+
+    def take(self, dispatches: List[tuple[str, int]]) -> None:
+        for instance, request in dispatches:
+            assert request == self.waiting.pop(0), "requests start in the order of their arrival"
+            self.running[instance].append(request)
+
+    @rule()
+    def arrive(self) -> None:
+        self.waiting.append(self.arrived)
+        self.arrived += 1
+        self.take(self.scheduler.enqueue(self.arrived - 1))
+
+    @rule()
+    def add(self) -> None:
+        name = f"i{self.names}"
+        self.names += 1
+        self.running[name] = []
+        self.take(self.scheduler.add(name))
+
+    @precondition(lambda self: any(self.running.values()))
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from([name for name, requests in self.running.items() if requests]))
+        count = data.draw(st.integers(1, len(self.running[name])))
+        del self.running[name][:count]
+        self.take(self.scheduler.finished(name, count))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(list(self.running)))
+        requests = self.running.pop(name)
+        # What it had begun is lost with it; the caller fails that.
+        unstarted = requests[data.draw(st.integers(0, len(requests))) :]
+        self.waiting[:0] = unstarted
+        self.take(self.scheduler.remove(name, unstarted))
+
+    @invariant()
+    def what_waits_is_in_the_queue(self) -> None:
+        assert list(self.scheduler.queue) == self.waiting
+
+    @invariant()
+    def nobody_is_idle_while_something_waits(self) -> None:
+        if self.waiting:
+            assert all(self.running.values())
+            if len(self.running) == 1:
+                assert len(next(iter(self.running.values()))) >= LOOKAHEAD
+
+    @invariant()
+    def nobody_has_too_many(self) -> None:
+        assert all(len(requests) <= LOOKAHEAD for requests in self.running.values())
+
+
+TestScheduling = Scheduling.TestCase
+
+
+@pytest.mark.parametrize("instances", [1, 2, 5])
+@given(counts=st.lists(st.integers(1, 40), max_size=10))
+def test_everything_is_served_once(instances: int, counts: List[int]) -> None:
+    scheduler: Scheduler = DefaultScheduler()
+    for number in range(instances):
+        scheduler.add(str(number))
+    served: List[int] = []
+    open_dispatches = []
+    total = 0
+    for count in counts:
+        for _ in range(count):
+            open_dispatches += scheduler.enqueue(total)
+            total += 1
+        while open_dispatches:
+            instance, request = open_dispatches.pop(0)
+            served.append(request)
+            open_dispatches += scheduler.finished(instance, 1)
+    assert served == list(range(total))

@@ -1,0 +1,112 @@
+"""``stublet serve``: wrong arguments, ports that are taken, and what it prints."""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+from typing import Any, List
+
+import pytest
+from http_wire import request
+from model_repository import write_model
+from server_process import run_serve
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        ([], "name a model repository, for instance: stublet serve examples/models"),
+        (["x", "--nonsense"], "No such option"),
+        (["x", "--http-port", "many"], "'many' is not a valid integer"),
+        (["x", "--http-port", "70000"], "70000 is not in the range 0<=x<=65535"),
+        (["x", "--exit-timeout-secs", "-1"], "-1.0 is not in the range x>=0"),
+        (["x", "--exit-on-error=perhaps"], "'perhaps' is not a valid boolean"),
+        (["x", "--backend-config", "python"], "'python' is not of the form <backend>,<key>=<value>"),
+        (["x", "--backend-config", "python,shm-default-byte-size=5"], "shm-default-byte-size can't be smaller than 1 MiB"),
+        (["x", "--backend-config", "python,nonsense=5"], "unknown key; known are shm-default-byte-size,"),
+        (["x", "--log-format", "fancy"], "'fancy' is not one of 'default', 'ISO8601'"),
+        (["x", "--log-file", "/no/such/place/log"], "--log-file: [Errno 2] No such file or directory"),
+        (["x", "--allow-grpc=true"], "gRPC and metrics are not in this version"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_arguments(arguments: List[str], text: str) -> None:
+    done = run_serve(*arguments)
+    assert done.returncode == 2
+    assert "Usage: stublet serve" in done.stderr
+    assert text in " ".join(done.stderr.replace("│", "").split())
+    assert "Traceback" not in done.stderr
+
+
+def test_no_such_repository() -> None:
+    done = run_serve("/no/such/place", "--http-port", "0")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "error: the model repository '/no/such/place' is not a directory")
+
+
+def test_a_model_in_two_repositories(tmp_path: Path) -> None:
+    for root in ("x", "y"):
+        write_model(tmp_path / root, "twice")
+    done = run_serve(str(tmp_path / "x"), "--model-repository", str(tmp_path / "y"), "--http-port", "0")
+    assert done.returncode == 1
+    assert "error: model 'twice' appears in two or more repositories" in done.stderr
+
+
+def test_a_port_that_is_taken(repository: Path) -> None:
+    write_model(repository, "echo")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run_serve(str(repository), "--http-port", str(port))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"error: cannot listen for HTTP on 127.0.0.1:{port}: Address already in use"
+    assert "Traceback" not in done.stderr
+
+
+def test_an_address_that_is_none(repository: Path) -> None:
+    done = run_serve(str(repository), "--http-address", "203.0.113.1", "--http-port", "0")
+    assert done.returncode == 1
+    assert "error: cannot listen for HTTP on 203.0.113.1:0: Cannot assign requested address" in done.stderr
+
+
+def test_the_table_and_the_log(repository: Path, serve: Any) -> None:
+    write_model(repository, "echo", config='input { name: "INPUT0" data_type: TYPE_FP32 dims: [-1] } instance_group { count: 2 }')
+    server = serve("--id", "name of mine")
+    table = [line.split() for line in server.out.splitlines()]
+    assert table[0] == ["model", "version", "instance", "pid", "device", "state"]
+    stubs = server.stubs()
+    assert set(stubs) == {"echo_0_0", "echo_0_1"}
+    assert ["echo", "1", "echo_0_0", str(stubs["echo_0_0"]), "CPU", "READY"] in table
+    assert re.search(
+        r"^I\d{4} \d\d:\d\d:\d\d\.\d{6} %d core\.py:\d+\] successfully loaded 'echo' version 1$" % server.pid, server.log, re.M
+    )
+    with server.wire() as wire:
+        assert wire.ask(request("GET", "/v2")).json()["name"] == "name of mine"
+    server.stop()
+
+
+def test_an_empty_repository_is_served(serve: Any) -> None:
+    server = serve("--log-format", "ISO8601")
+    assert re.search(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ I \d+ run\.py:\d+\] serving 0 models; Ctrl-C ends$", server.log, re.M)
+    with server.wire() as wire:
+        assert wire.ask(request("GET", "/v2/health/ready")).status == 200
+    server.stop()
+
+
+def test_the_log_in_a_file(tmp_path: Path, repository: Path, serve: Any) -> None:
+    write_model(repository, "echo", "x = 1\n")
+    server = serve("--exit-on-error=false", "--log-file", str(tmp_path / "log.txt"), "--log-info=false")
+    server.stop()
+    assert server.log == ""
+    (line, *_) = (tmp_path / "log.txt").read_text().splitlines()
+    assert line.startswith("E")
+
+
+def test_every_line_of_the_log_has_its_form(repository: Path, serve: Any) -> None:
+    """Those of the libraries too."""
+    server = serve()
+    with server.wire() as wire:
+        assert wire.ask(b"nonsense\r\n\r\n").status == 400
+    server.stop()
+    assert "Invalid HTTP request received." in server.log
+    for line in server.log.splitlines():
+        assert re.match(r"[IWE]\d{4} \d\d:\d\d:\d\d\.\d{6} \d+ \w+\.py:\d+\] ", line)

@@ -1,0 +1,62 @@
+"""A stub that writes garbage into its rings, its blocks or its socket loses its own requests, and nothing else happens."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+from pathlib import Path
+from typing import Iterator, List
+
+import pytest
+from http_wire import Answer, Wire, infer, request, tensor
+from model_repository import MODELS
+from server_process import ServerProcess, alive, until
+
+VANDAL = Path(__file__).parent.parent / "hostile_models" / "vandal"
+
+
+def ways() -> List[str]:
+    """The keys of WAYS in the model, which can be imported only in a stub."""
+    tree = ast.parse((VANDAL / "1" / "model.py").read_text())
+    (table,) = [node.value for node in tree.body if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "WAYS"]
+    assert isinstance(table, ast.Dict)
+    return [key.value for key in table.keys if isinstance(key, ast.Constant)]
+
+
+def model_of(way: str) -> str:
+    return "vandal_" + re.sub(r"\W", "_", way)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A model for each way, each with a stub to lose, and one that behaves."""
+    root = tmp_path_factory.mktemp("repository")
+    for way in ways():
+        shutil.copytree(VANDAL, root / model_of(way))
+    shutil.copytree(MODELS / "add_sub", root / "add_sub")
+    server = ServerProcess(tmp_path_factory.mktemp("server"), root)
+    try:
+        yield server.start()
+        server.stop()
+    finally:
+        server.cleanup()
+
+
+def ask(wire: Wire, way: str, model: str) -> Answer:
+    return wire.ask(infer(model, {"inputs": [tensor("WAY", "BYTES", [1], [way])]}))
+
+
+@pytest.mark.parametrize("way", ways())
+def test_a_vandal_harms_only_itself(server: ServerProcess, way: str) -> None:
+    model = model_of(way)
+    pid = server.stubs()[f"{model}_0_0"]
+    with server.wire() as wire:
+        assert ask(wire, "none", model).json()["outputs"][0]["data"] == ["none"]
+        answer = ask(wire, way, model)
+        assert (answer.status, f"'{model}_0_0' is not healthy" in answer.error) == (503, True), answer
+        until(lambda: wire.ask(request("GET", f"/v2/models/{model}/ready")).status == 400, 5, "news of the end")
+        until(lambda: not alive(pid), 5, "the end of the stub")
+        add_sub = {"inputs": [tensor(name, "FP32", [4], [1, 1, 1, 1]) for name in ("INPUT0", "INPUT1")]}
+        assert wire.ask(infer("add_sub", add_sub)).json()["outputs"][0]["data"] == [2, 2, 2, 2]
+    assert f"'{model}_0_0' is not healthy: it was ended for a protocol error" in server.log

@@ -1,0 +1,53 @@
+"""How long to poll: pure arithmetic."""
+
+from __future__ import annotations
+
+import os
+from typing import List
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stublet.shm.polling import PollBudget, poll_limit
+
+LIMIT = 200_000
+
+
+def after(*waits: int, limit: int = LIMIT) -> int:
+    budget = PollBudget(limit)
+    for wait in waits:
+        budget.waited(wait)
+    return budget.nanoseconds()
+
+
+@pytest.mark.parametrize(
+    "waits, pays",
+    [
+        ([], True),  # the first record is expected soon
+        ([0] * 100, True),
+        ([LIMIT - 4] * 100, True),
+        ([LIMIT + 1000] * 100, False),
+        ([10**12] * 100, False),
+        ([10**12] * 100 + [0] * 2, False),
+        ([10**12] * 100 + [0] * 3, True),  # three short waits undo any number of long ones
+        ([10_000] * 100 + [10**12], True),  # one long pause does not undo many short waits
+    ],
+)
+def test_polls_as_long_as_it_pays(waits: List[int], pays: bool) -> None:
+    assert after(*waits) == (LIMIT if pays else 0)
+
+
+@given(st.lists(st.integers(0, 10**15)), st.integers(0, 10**9))
+def test_never_polls_longer_than_the_limit(waits: List[int], limit: int) -> None:
+    assert 0 <= after(*waits, limit=limit) <= limit
+
+
+@given(st.lists(st.integers(0, 10**15)))
+def test_no_limit_means_no_polling(waits: List[int]) -> None:
+    assert after(*waits, limit=0) == 0
+
+
+@pytest.mark.parametrize("cores, limit", [({0}, 0), ({0, 1}, 50_000), ({3, 5, 7}, 50_000)])
+def test_a_single_core_is_left_to_the_one_who_answers(monkeypatch: pytest.MonkeyPatch, cores: set[int], limit: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
+    assert poll_limit(50) == limit
