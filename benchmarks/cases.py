@@ -87,10 +87,7 @@ def identity_bytes(varying: bool) -> InferRequest:
 
 LOAD_CASES: Sequence[LoadCase] = (
     *(LoadCase(f"small-{count}", add_sub, connections=count) for count in (1, 4, 16, 64)),
-    *(
-        LoadCase(f"large-{size}M", partial(identity_fp32, size * _MIB), large=True)
-        for size in (1, 16, 64)
-    ),
+    *(LoadCase(f"large-{size}M", partial(identity_fp32, size * _MIB), large=True) for size in (1, 16, 64)),
     LoadCase("bytes-equal", partial(identity_bytes, varying=False)),
     LoadCase("bytes-varying", partial(identity_bytes, varying=True)),
 )

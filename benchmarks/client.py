@@ -61,10 +61,7 @@ class HttpClient:
             end = self._buffer.find(b"\r\n\r\n", 0, got)
         status_line, *lines = self._buffer[:end].decode("latin-1").split("\r\n")
         status = int(status_line.split(" ", 2)[1])
-        headers = {
-            name.strip().lower(): value.strip()
-            for name, _, value in (line.partition(":") for line in lines)
-        }
+        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         if "content-length" not in headers:
             raise BenchmarkError(f"{self._host} sent a reply without Content-Length")
         start = end + 4

@@ -40,10 +40,7 @@ def require_wrk() -> str:
     """The path of wrk; BenchmarkError with the package's name where there is none."""
     path = shutil.which("wrk")
     if path is None:
-        raise BenchmarkError(
-            "the load generator 'wrk' is missing; install the package 'wrk' "
-            "(Debian, Ubuntu: apt-get install wrk)"
-        )
+        raise BenchmarkError("the load generator 'wrk' is missing; install the package 'wrk' (Debian, Ubuntu: apt-get install wrk)")
     return path
 
 
@@ -71,8 +68,7 @@ def run_wrk(host: str, port: int, request: InferRequest, connections: int, secon
     where = f"{request.model} at {connections} connections"
     if figures["refused"] or figures["failed"]:
         raise BenchmarkError(
-            f"{where}: {figures['refused']} replies with an error status, "
-            f"{figures['failed']} requests failed, of {figures['requests']}"
+            f"{where}: {figures['refused']} replies with an error status, {figures['failed']} requests failed, of {figures['requests']}"
         )
     if not figures["requests"]:
         raise BenchmarkError(f"{where}: not one reply within {seconds} s")

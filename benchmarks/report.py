@@ -40,10 +40,7 @@ class Result:
     samples: Mapping[str, Sequence[Sample]]
 
     def medians(self) -> dict[str, Sample]:
-        return {
-            server: {key: statistics.median(s[key] for s in runs) for key in runs[0]}
-            for server, runs in self.samples.items()
-        }
+        return {server: {key: statistics.median(s[key] for s in runs) for key in runs[0]} for server, runs in self.samples.items()}
 
     def ratios(self) -> Sample:
         """First server's median over the second's, for each figure that both have and is not 0."""
@@ -60,9 +57,7 @@ class Result:
         return min(rounds), max(rounds)
 
 
-def show(
-    title: str, results: Sequence[Result], columns: Sequence[Column], spread: str = ""
-) -> None:
+def show(title: str, results: Sequence[Result], columns: Sequence[Column], spread: str = "") -> None:
     """Prints medians, a line for each server, and under two servers their ratio.
 
     `spread` names the figure whose lowest and highest ratio stands in a last column.
@@ -110,11 +105,7 @@ def save(path: Path, options: Mapping[str, Any], results: Sequence[Result]) -> N
 
 def machine() -> dict[str, Any]:
     """The machine and the interpreter, as far as they explain a figure."""
-    models = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
+    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "cpu": models[0] if models else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
@@ -131,11 +122,7 @@ def _cell(sample: Sample, key: str, form: str) -> str:
 
 def _limit(sample: Sample) -> str:
     """What limits the rate, from the cores that each end used; no end does where all wait."""
-    cores = {
-        end: sample[f"{end}_cores"]
-        for end in ("parent", "stub", "client")
-        if f"{end}_cores" in sample
-    }
+    cores = {end: sample[f"{end}_cores"] for end in ("parent", "stub", "client") if f"{end}_cores" in sample}
     if not cores:
         return ""
     end, most = max(cores.items(), key=lambda item: item[1])

@@ -41,9 +41,7 @@ _INPUT_COLUMNS = (
 class Embedded(Protocol):
     """What is used of `stublet.parent.Server`."""
 
-    def infer(
-        self, model: str, inputs: Mapping[str, np.ndarray], /
-    ) -> Mapping[str, np.ndarray]: ...
+    def infer(self, model: str, inputs: Mapping[str, np.ndarray], /) -> Mapping[str, np.ndarray]: ...
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,10 +75,7 @@ def _round_trips(server: Embedded, far: Peer, seconds: float, rounds: int) -> Re
         server.infer("add_sub", tensors)
 
     outputs = server.infer("add_sub", tensors)
-    if not (
-        np.array_equal(outputs["OUTPUT0"], left + right)
-        and np.array_equal(outputs["OUTPUT1"], left - right)
-    ):
+    if not (np.array_equal(outputs["OUTPUT0"], left + right) and np.array_equal(outputs["OUTPUT1"], left - right)):
         raise BenchmarkError(f"add_sub answered wrongly: {outputs}")
     stubs = [pid for pid in descendants(os.getpid()) if pid != far.pid]
     sides: dict[str, tuple[Callable[[], None], list[int]]] = {
@@ -121,9 +116,7 @@ def _repeat(call: Callable[[], None], far: list[int], seconds: float) -> Sample:
 
 def _input_cost(server: Embedded, seconds: float, rounds: int) -> Result:
     print("input ...", file=sys.stderr)
-    tensors = {
-        name: {"INPUT0": np.ones(size // 4, dtype=np.float32)} for name, size in _SIZES.items()
-    }
+    tensors = {name: {"INPUT0": np.ones(size // 4, dtype=np.float32)} for name, size in _SIZES.items()}
     for inputs in tensors.values():
         server.infer("as_numpy_cost", inputs)
     samples: dict[str, list[Sample]] = {name: [] for name in _SIZES}

@@ -134,9 +134,7 @@ def _target(url: str | None, command: str | None, pid: int | None, port: int) ->
     return None
 
 
-def _run_load(
-    targets: Sequence[Target], cases: Sequence[LoadCase], seconds: int, rounds: int
-) -> list[Result]:
+def _run_load(targets: Sequence[Target], cases: Sequence[LoadCase], seconds: int, rounds: int) -> list[Result]:
     with ExitStack() as stack:
         servers = [stack.enter_context(target.serving(MODELS)) for target in targets]
         return [_run_case(servers, case, seconds, rounds) for case in cases]

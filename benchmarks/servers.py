@@ -47,9 +47,7 @@ class Server:
         """CPU time so far; the difference of two of these is what happened between them."""
         if self.pid is None:
             return None
-        return ServerCpu(
-            cpu_seconds(self.pid), {pid: cpu_seconds(pid) for pid in descendants(self.pid)}
-        )
+        return ServerCpu(cpu_seconds(self.pid), {pid: cpu_seconds(pid) for pid in descendants(self.pid)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,11 +67,7 @@ def measure_bare(count: int) -> Sample:
         bare: list[Memory] = []
         processes = []
         for _ in range(count):
-            process = stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-c", _BARE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-                )
-            )
+            process = stack.enter_context(subprocess.Popen([sys.executable, "-c", _BARE], stdin=subprocess.PIPE, stdout=subprocess.PIPE))
             processes.append(process)
         for process in processes:
             assert process.stdout is not None

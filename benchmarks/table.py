@@ -22,8 +22,5 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
     widths = [max(len(cell) for cell in column) for column in zip(headings, *rows, strict=True)]
     print(f"\n{title}")
     for row in (headings, *rows):
-        cells = (
-            cell.ljust(width) if index < 2 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
+        cells = (cell.ljust(width) if index < 2 else cell.rjust(width) for index, (cell, width) in enumerate(zip(row, widths, strict=True)))
         print("  ".join(cells).rstrip())

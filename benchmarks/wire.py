@@ -45,9 +45,7 @@ class InferRequest:
         return sum(len(tensor.raw) for tensor in self.expected.values())
 
 
-def build_request(
-    model: str, inputs: Mapping[str, WireTensor], expected: Mapping[str, WireTensor]
-) -> InferRequest:
+def build_request(model: str, inputs: Mapping[str, WireTensor], expected: Mapping[str, WireTensor]) -> InferRequest:
     """Binary tensors in, binary tensors out."""
     header = json.dumps(
         {
@@ -74,9 +72,7 @@ def bytes_tensor(items: Sequence[bytes]) -> WireTensor:
     return WireTensor("BYTES", (len(items),), raw)
 
 
-def check_reply(
-    request: InferRequest, status: int, headers: Mapping[str, str], body: memoryview
-) -> None:
+def check_reply(request: InferRequest, status: int, headers: Mapping[str, str], body: memoryview) -> None:
     """Compares a reply with what the request expects.
 
     `headers` has lower-case names. Raises BenchmarkError at the first difference.
@@ -99,8 +95,7 @@ def check_reply(
             raise BenchmarkError(f"{request.model}: output '{name}' was not asked for")
         if (got.datatype, got.shape) != (want.datatype, want.shape):
             raise BenchmarkError(
-                f"{request.model}: output '{name}' is {got.datatype}{list(got.shape)}, "
-                f"not {want.datatype}{list(want.shape)}"
+                f"{request.model}: output '{name}' is {got.datatype}{list(got.shape)}, not {want.datatype}{list(want.shape)}"
             )
         if not _same(body[position : position + size], want.raw):
             raise BenchmarkError(f"{request.model}: output '{name}' has wrong contents")
@@ -108,15 +103,11 @@ def check_reply(
         found.add(name)
     missing = request.expected.keys() - found
     if missing or position != len(body):
-        raise BenchmarkError(
-            f"{request.model}: missing outputs {sorted(missing)}, "
-            f"{len(body) - position} bytes too many"
-        )
+        raise BenchmarkError(f"{request.model}: missing outputs {sorted(missing)}, {len(body) - position} bytes too many")
 
 
 def _same(view: memoryview, raw: bytes) -> bool:
     # In pieces: comparing a memoryview goes byte by byte, and a copy of it whole touches new pages.
     return len(view) == len(raw) and all(
-        bytes(view[start : start + _PIECE]) == raw[start : start + _PIECE]
-        for start in range(0, len(raw), _PIECE)
+        bytes(view[start : start + _PIECE]) == raw[start : start + _PIECE] for start in range(0, len(raw), _PIECE)
     )

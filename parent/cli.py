@@ -141,9 +141,7 @@ def serve(
     from . import log, run
 
     try:
-        log.set_up(
-            verbose=log_verbose, info=log_info, warning=log_warning, error=log_error, iso8601=log_format == "ISO8601", file=log_file
-        )
+        log.set_up(verbose=log_verbose, info=log_info, warning=log_warning, error=log_error, iso8601=log_format == "ISO8601", file=log_file)
     except OSError as error:
         fork_server.stop()
         raise click.UsageError(f"--log-file: {error}") from error

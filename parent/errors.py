@@ -71,6 +71,5 @@ class Cancelled(ServerError):
 
 
 BY_CODE = {
-    kind.code: kind
-    for kind in (UnknownError, InternalError, NotFound, InvalidArgument, Unavailable, Unsupported, AlreadyExists, Cancelled)
+    kind.code: kind for kind in (UnknownError, InternalError, NotFound, InvalidArgument, Unavailable, Unsupported, AlreadyExists, Cancelled)
 }

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-
 _END_SECONDS = 5.0
 
 

@@ -289,9 +289,7 @@ async def _send_pieces(
 ) -> None:
     """Sends a response piece by piece; each is dropped when the socket has it."""
     kind: Headers = [_JSON] if json_bytes is None else [_BINARY, (HEADER_LENGTH, b"%d" % json_bytes)]
-    await send(
-        {"type": "http.response.start", "status": 200, "headers": [*kind, *headers, (b"content-length", b"%d" % nbytes)]}
-    )
+    await send({"type": "http.response.start", "status": 200, "headers": [*kind, *headers, (b"content-length", b"%d" % nbytes)]})
     pieces.reverse()
     while pieces:
         piece = pieces.pop()

@@ -194,9 +194,7 @@ def _parse_parameters(parameters: Dict[str, Any], request_id: str) -> Tuple[bool
         elif key == "priority":
             _unsigned(parameters, key)
         elif key.startswith("triton_"):
-            raise InvalidArgument(
-                "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
-            )
+            raise InvalidArgument("parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified.")
         elif isinstance(value, (bool, int, float, str)):
             own[key] = value
         else:
@@ -228,9 +226,7 @@ class InferBody:
         limit: most bytes of JSON, or of raw data, to take.
     """
 
-    def __init__(
-        self, model: Model, header_length: Optional[int], content_length: Optional[int], limit: int
-    ) -> None:
+    def __init__(self, model: Model, header_length: Optional[int], content_length: Optional[int], limit: int) -> None:
         self._model = model
         self._limit = limit
         self._whole = not header_length
@@ -403,7 +399,9 @@ class InferBody:
     def _check_limit(self, nbytes: int) -> None:
         if nbytes > self._limit:
             if self._raw:
-                raise InvalidArgument(f"Raw input has a byte_size ({nbytes} bytes) that exceeds the maximum allowed value of {self._limit} bytes")
+                raise InvalidArgument(
+                    f"Raw input has a byte_size ({nbytes} bytes) that exceeds the maximum allowed value of {self._limit} bytes"
+                )
             raise InvalidArgument(
                 f"request JSON size of {nbytes} bytes exceeds the maximum allowed input size of {self._limit} bytes. "
                 "Use --http-max-input-size to increase the limit."

@@ -62,9 +62,7 @@ def encode_input(name: str, data: Any, dtype: DataType, shape: Sequence[int]) ->
         InvalidArgument: not a list, of another number of elements than ``shape`` has, or elements that are not of ``dtype``.
     """
     if dtype in (FP16, BF16):
-        raise InvalidArgument(
-            f"receiving {dtype.name} data via JSON is not supported. Please use the binary data format for input {name}"
-        )
+        raise InvalidArgument(f"receiving {dtype.name} data via JSON is not supported. Please use the binary data format for input {name}")
     if not isinstance(data, list):
         raise InvalidArgument("Unable to parse 'data': attempt to access JSON non-array as array")
     kinds = _kinds(data)
@@ -156,4 +154,3 @@ def decode_output(name: str, wire: bytes, dtype: DataType) -> bytes:
     if array.dtype.kind == "f" and not all(map(math.isfinite, items)):
         return json.dumps(items, separators=(",", ":")).encode()
     return msgspec.json.encode(items)
-

@@ -37,9 +37,7 @@ class Spawner:
         self._loop = loop
         loop.add_reader(self._control.fileno(), self._on_message)
 
-    def spawn(
-        self, stub: Spawned, interpreter: Optional[str], environment: Mapping[str, Optional[str]], fds: Tuple[int, int, int]
-    ) -> None:
+    def spawn(self, stub: Spawned, interpreter: Optional[str], environment: Mapping[str, Optional[str]], fds: Tuple[int, int, int]) -> None:
         """Asks for a process with the descriptors (control socket, stdout, stderr); ``stub`` is told how it goes.
 
         Args:

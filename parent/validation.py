@@ -174,4 +174,3 @@ def output_indices(model: Model, names: Sequence[str]) -> Optional[Tuple[int, ..
             raise InvalidArgument(f"output '{name}' already exists in request")
         indices.append(known[name])
     return tuple(indices)
-

@@ -62,7 +62,6 @@ class ErrorCode(IntEnum):
     CANCELLED = 7
 
 
-
 def packer() -> Callable[[Any], bytes]:
     """A function that packs one message; it keeps its buffer, so every thread needs its own or a lock."""
     return msgpack.Packer(unicode_errors=_UNICODE_ERRORS).pack  # type: ignore[no-any-return]

@@ -37,11 +37,16 @@ def _add_msgpack(directory: str) -> None:
 
 def main() -> int:
     if sys.version_info < (3, 9):
-        print("stublet: a model's environment needs Python 3.9 or newer, %s has %d.%d" % ((sys.executable,) + sys.version_info[:2]), file=sys.stderr)
+        print(
+            "stublet: a model's environment needs Python 3.9 or newer, %s has %d.%d" % ((sys.executable,) + sys.version_info[:2]),
+            file=sys.stderr,
+        )
         return 3
     if len(sys.argv) < 3 or sys.argv[1] not in ("--control", "--spawner"):
         print(__doc__, file=sys.stderr)
-        print("usage: python -m stublet.stub --control FD MSGPACK | --spawner FD   (descriptors inherited from the server)", file=sys.stderr)
+        print(
+            "usage: python -m stublet.stub --control FD MSGPACK | --spawner FD   (descriptors inherited from the server)", file=sys.stderr
+        )
         return 2
     try:
         import numpy  # noqa: F401

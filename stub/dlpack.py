@@ -22,9 +22,7 @@ from .error import TritonModelException
 CPU, CUDA, CUDA_HOST = 1, 2, 3
 _VERSION = (1, 0)
 _FLAG_READ_ONLY = 1
-_NOT_CONTIGUOUS = (
-    "DLPack tensor is not contiguous. Only contiguous DLPack tensors that are stored in C-Order are supported."
-)
+_NOT_CONTIGUOUS = "DLPack tensor is not contiguous. Only contiguous DLPack tensors that are stored in C-Order are supported."
 
 _INT, _UINT, _FLOAT, _BFLOAT, _BOOL = 0, 1, 2, 4, 6
 _KINDS = {"INT": _INT, "UINT": _UINT, "FP": _FLOAT}
@@ -114,9 +112,7 @@ def _numpy_is_versioned() -> bool:
 _NUMPY_IS_VERSIONED = _numpy_is_versioned()
 
 
-def export_capsule(
-    owner: object, address: int, dtype: DataType, shape: Sequence[int], versioned: bool, read_only: bool = False
-) -> Any:
+def export_capsule(owner: object, address: int, dtype: DataType, shape: Sequence[int], versioned: bool, read_only: bool = False) -> Any:
     """A capsule for dense CPU memory; exactly one reference to ``owner`` is held until the consumer, or the unused capsule, ends.
 
     Raises:

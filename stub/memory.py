@@ -155,9 +155,7 @@ class StubMemory:
         if home.block is not None:
             with self._lock:
                 home.block.retain()
-        placed.outputs.append(
-            (name, tensor._dtype.code, tensor._shape, len(placed.blocks), _address(tensor) - home.start, tensor._nbytes)
-        )
+        placed.outputs.append((name, tensor._dtype.code, tensor._shape, len(placed.blocks), _address(tensor) - home.start, tensor._nbytes))
         placed.blocks.append(home.key)
 
     def _by_copy(self, tensors: Sequence[Tuple[int, Tensor]], placed: Placed) -> None:

@@ -244,7 +244,9 @@ class StubProcess:
             frame = frame.tb_next
         file, line = (frame.tb_frame.f_code.co_filename, frame.tb_lineno) if frame is not None else ("model.py", 0)
         text = f"Failed to process the request(s) for model '{self._instance}', message: {headline(error)}"
-        self._log("ERROR", os.path.basename(file), line, text + "\n" + "".join(traceback.format_exception(None, error, error.__traceback__)))
+        self._log(
+            "ERROR", os.path.basename(file), line, text + "\n" + "".join(traceback.format_exception(None, error, error.__traceback__))
+        )
         # The frames hold the requests, and so their memory, for as long as the exception lives.
         traceback.clear_frames(error.__traceback__)
         error.__traceback__ = None

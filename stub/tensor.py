@@ -57,9 +57,7 @@ class Tensor:
             self._nbytes = ndarray.nbytes
 
     @classmethod
-    def _over(
-        cls, name: str, dtype: DataType, shape: Sequence[int], data: np.ndarray, offset: int, nbytes: int
-    ) -> Tensor:
+    def _over(cls, name: str, dtype: DataType, shape: Sequence[int], data: np.ndarray, offset: int, nbytes: int) -> Tensor:
         """A tensor over ``nbytes`` bytes of ``data`` (UINT8), of which every array made from it is a view."""
         tensor = cls.__new__(cls)
         tensor._name = name
@@ -215,4 +213,3 @@ def empty(name: str, shape: Sequence[int], dtype: Union[str, type, np.dtype]) ->
         raise TritonModelException(f"Tensor '{name}': dimensions must not be negative, got {list(shape)}.")
     nbytes = element_count(shape) * found.itemsize
     return Tensor._over(name, found, shape, host.allocate(nbytes), 0, nbytes)
-

@@ -5,7 +5,6 @@ import os
 import time
 
 import triton_python_backend_utils as pb_utils
-
 from stublet.shm.message import INDIRECT, RESULTS, pack
 from stublet.shm.ring import FIRST_SLOT, SLOT_BYTES
 from stublet.stub.process import StubProcess
