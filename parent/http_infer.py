@@ -13,6 +13,7 @@ import msgspec
 
 from ..shm.arena import Block
 from ..shm.dtype import BY_NAME, BYTES, element_count
+from ..shm.errors import OutOfSharedMemory
 from . import json_tensor
 from .errors import InvalidArgument, Unsupported
 from .request import Output, OutputPlan, Response
@@ -321,11 +322,10 @@ class InferBody:
                 raise InvalidArgument(f"unexpected additional input data for model '{self._model.name}'")
             if announced < header.binary_bytes:
                 self._too_short(header, announced)
-        block = self._block = self._model.allocate(header.layout.nbytes)
+        self._block = self._model.allocate(header.layout.nbytes)
         self._header = header
         for offset, text in header.literals:
-            start = block.offset + offset
-            block.segment.memory[start : start + len(text)] = text
+            self._write(offset, text, len(text))
         # An idle connection keeps the header of its last request; not its data.
         header.literals = ()
 
@@ -335,13 +335,18 @@ class InferBody:
         assert position is not None
         header = remembered_header(self._model, chunk[:position])
         self._begin(header)
-        assert self._block is not None
-        memory, base = self._block.segment.memory, self._block.offset
         for place in header.binary:
-            start, nbytes = base + place.offset, place.nbytes
-            memory[start : start + nbytes] = chunk[position : position + nbytes]
+            nbytes = place.nbytes
+            self._write(place.offset, chunk[position : position + nbytes], nbytes)
             position += nbytes
         self._next = len(header.binary)
+
+    def _write(self, offset: int, data: Any, nbytes: int) -> None:
+        assert self._block is not None
+        try:
+            self._block.write(offset, data, nbytes)
+        except OutOfSharedMemory as error:
+            raise self._model.no_room(error) from error
 
     def _too_short(self, header: InferHeader, announced: int) -> None:
         for place in header.binary:
@@ -353,16 +358,15 @@ class InferBody:
             announced -= place.nbytes
 
     def _fill(self, data: memoryview) -> None:
-        assert self._header is not None and self._block is not None
-        binary, memory, base = self._header.binary, self._block.segment.memory, self._block.offset
+        assert self._header is not None
+        binary = self._header.binary
         while data:
             self._skip_full()
             if self._next == len(binary):
                 raise InvalidArgument(f"unexpected additional input data for model '{self._model.name}'")
             place = binary[self._next]
             take = min(len(data), place.nbytes - self._filled)
-            start = base + place.offset + self._filled
-            memory[start : start + take] = data[:take]
+            self._write(place.offset + self._filled, data[:take], take)
             self._filled += take
             data = data[take:]
 

@@ -186,8 +186,7 @@ class Instance:
 
     def announce(self, segment: Segment) -> None:
         """Sends a segment of the model's request arena. In any thread."""
-        assert segment.fd is not None
-        self._tell((SEGMENT, segment.id, segment.size, False), [segment.fd])
+        self._tell_segment(segment, for_outputs=False)
 
     def _close(self) -> None:
         self._control.close()
@@ -212,6 +211,9 @@ class Instance:
             self._loop.remove_reader(self._control.fileno())
         except (ProtocolError, IllegalTransition) as error:
             self.condemn(str(error))
+        except OutOfSharedMemory as error:
+            self.reason = f"Unable to initialize shared memory: {error}"
+            self.kill()
         except (TypeError, ValueError, KeyError) as error:
             self.condemn(f"malformed control message: {error}")
 
@@ -251,6 +253,8 @@ class Instance:
 
     def _load(self) -> None:
         model = self.model
+        outputs = Segment.create(model.server.next_segment_id(), model.server.options.backend.shm_default_byte_size)
+        self._segments[outputs.id] = outputs
         settings = {
             "path": model.path,
             "args": {
@@ -270,9 +274,11 @@ class Instance:
         assert self._channel.fd is not None
         self._tell((LOAD, settings), [self._channel.fd, self._down_bell, self.up_bell])
         self._channel.close()
+        # At once: a model that loads fast would not find them and ask for more.
+        self._tell_segment(outputs, for_outputs=True)
+        outputs.close()
         for segment in model.segments:
-            self.announce(segment)
-        self._grow(model.server.options.backend.shm_default_byte_size)
+            self._tell_segment(segment, for_outputs=False)
 
     def _grow(self, nbytes: int) -> None:
         """Gives the stub's arena another segment."""
@@ -285,8 +291,12 @@ class Instance:
             self._tell((SEGMENT, NO_SEGMENT, nbytes, True), [])
             return
         self._segments[segment.id] = segment
-        self._tell((SEGMENT, segment.id, segment.size, True), [segment.fd or 0])
+        self._tell_segment(segment, for_outputs=True)
         segment.close()
+
+    def _tell_segment(self, segment: Segment, for_outputs: bool) -> None:
+        assert segment.fd is not None
+        self._tell((SEGMENT, segment.id, segment.size, for_outputs), [segment.fd])
 
     def _tell(self, message: Tuple[Any, ...], fds: List[int]) -> None:
         try:
@@ -326,7 +336,7 @@ class Instance:
 
     def _indirect(self, record: bytes) -> bytes:
         block = self.model.arena.allocate(len(record))
-        block.segment.memory[block.offset : block.offset + len(record)] = record
+        block.write(0, record, len(record))
         self._lent[block.key] = block
         self._kept.add(block.key)
         return self._pack((INDIRECT, *block.key, len(record)))

@@ -127,7 +127,11 @@ class Model:
             with self.lock:
                 return self.arena.allocate(nbytes)
         except OutOfSharedMemory as error:
-            raise Unavailable(f"the inputs of a request to model '{self.name}' find no room: {error}") from error
+            raise self.no_room(error) from error
+
+    def no_room(self, error: OutOfSharedMemory) -> Unavailable:
+        """What a client is told when its inputs find no room."""
+        return Unavailable(f"the inputs of a request to model '{self.name}' find no room: {error}")
 
     def submit(self, request: Request) -> None:
         """Queues a request; ``request.done`` will be called.
@@ -177,8 +181,7 @@ class Model:
                 self._hand_over(self._scheduler.finished(instance, len(done)))
                 if self._dirty:
                     self._flush()
-        for request, outcome in done:
-            request.done(outcome)
+        _settle(done)
 
     def on_bell(self, instance: Instance) -> None:
         """The stub rang: it wrote while this side slept."""
@@ -261,16 +264,24 @@ class Model:
                     request = queue.popleft()
                     request.block.release()
                     settled.append((request, error))
-        for request, outcome in settled:
-            request.done(outcome)
+        _settle(settled)
 
     def _grow(self, nbytes: int) -> Segment:
-        segment = Segment.create(self.server.next_segment_id(), nbytes)
+        segment = Segment.create(self.server.next_segment_id(), nbytes, as_it_fills=True)
         self.segments.append(segment)
         for instance in self.instances:
             if instance.state in (State.LOADING, State.READY):
                 instance.announce(segment)
         return segment
+
+
+def _settle(outcomes: List[Tuple[Request, Outcome]]) -> None:
+    for request, outcome in outcomes:
+        try:
+            request.done(outcome)
+        except Exception:
+            # One that cannot be told must not keep the others from being told.
+            logger.exception("the outcome of a request could not be delivered")
 
 
 _KILL_SECONDS = 5.0

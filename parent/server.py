@@ -14,6 +14,7 @@ import uvloop
 
 from ..shm import bytes_codec
 from ..shm.dtype import BF16, BY_NUMPY, BYTES, DataType
+from ..shm.errors import OutOfSharedMemory
 from .core import Core, ModelStatus
 from .errors import InvalidArgument, ServerError, Unavailable, Unsupported
 from .fork_server import ForkServer
@@ -282,10 +283,12 @@ def _request(
     if request_id or indices is not None or parameters:
         extras = (request_id, indices, msgspec.json.encode(parameters or {}).decode(), 0, 0, 0)
     block = model.allocate(layout.nbytes)
-    memory = block.segment.memory
-    for place, data in zip(layout.placements, datas):
-        start = block.offset + place.offset
-        memory[start : start + place.nbytes] = data
+    try:
+        for place, data in zip(layout.placements, datas):
+            block.write(place.offset, data, place.nbytes)
+    except OutOfSharedMemory as error:
+        model.arena.dropped.append(block)
+        raise model.no_room(error) from error
     return Request(block, layout.nbytes, layout.inputs, extras, settle)
 
 

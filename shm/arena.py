@@ -11,7 +11,7 @@ and warm (a first touch of a page costs eight copies of it).
 from __future__ import annotations
 
 from collections import deque
-from typing import Callable, Deque, Dict, List, Optional, Tuple
+from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
 import numpy as np
 
@@ -58,6 +58,19 @@ class Block:
         self.holders -= 1
         if self.holders == 0:
             self.arena._free[self.size].append(self)
+
+    def write(self, offset: int, data: Any, nbytes: int) -> None:
+        """Copies ``nbytes`` bytes of a contiguous buffer to ``offset`` in the block.
+
+        Raises:
+            OutOfSharedMemory: the segment is reserved as it fills, and there is no more memory.
+        """
+        segment = self.segment
+        start = self.offset + offset
+        end = start + nbytes
+        if end > segment.reserved:
+            segment.reserve(end)
+        segment.memory[start:end] = data
 
     def array(self) -> np.ndarray:
         """The block as UINT8 [size]. Views of it have it as their ``base``, so a weak reference to it tells of the last one."""

@@ -20,20 +20,26 @@ _MADV_HUGEPAGE = 14
 _MADV_POPULATE_WRITE = 23
 _HUGE_PAGE = 2 << 20
 _KEEP_FREE = 64 << 20
+_STEP = 4 << 20
+
+EAGER_BYTES = 16 << 20
+"""Segments up to this size are reserved and mapped when they are made, whoever they are for."""
 
 
 class Segment:
     """Mapped shared memory: ``id`` (unique within a parent), ``size`` in bytes, ``memory`` (the mapping), ``fd``.
 
-    The mapping lives as long as anything that views it; ``close`` gives back the descriptor alone.
+    The first ``reserved`` bytes have memory behind them. The mapping lives as long as anything that views it; ``close`` gives back
+    the descriptor alone.
     """
 
-    __slots__ = ("fd", "id", "memory", "size")
+    __slots__ = ("fd", "id", "memory", "reserved", "size")
 
     def __init__(self, segment_id: int, fd: int, size: int) -> None:
         self.id = segment_id
         self.fd: Optional[int] = fd
         self.size = size
+        self.reserved = 0
         try:
             self.memory = mmap.mmap(fd, size)
         except OSError as error:
@@ -41,31 +47,41 @@ class Segment:
             raise OutOfSharedMemory(f"{size} bytes of shared memory cannot be mapped: {error.strerror}") from error
 
     @classmethod
-    def create(cls, segment_id: int, size: int) -> Segment:
+    def create(cls, segment_id: int, size: int, as_it_fills: bool = False) -> Segment:
         """Makes a segment of at least ``size`` bytes, every page of it reserved and mapped in this process.
+
+        Args:
+            as_it_fills: if it is large, nothing is reserved yet, and who writes to it calls ``reserve`` before: a client that
+                announces gigabytes and sends none of them costs nothing, and the pages of one that does come bit by bit.
 
         Raises:
             OutOfSharedMemory: neither /dev/shm nor an anonymous file has room for it, or this process none for the mapping.
         """
         size = -(-size // PAGE) * PAGE
-        free = _memory_available()
-        if free is not None and size + _KEEP_FREE > free:
-            raise OutOfSharedMemory(f"{size} bytes of shared memory are needed, but the machine has {free} bytes available")
+        _check_available(size)
+        as_it_fills = as_it_fills and size > EAGER_BYTES
         try:
-            fd = _reserved(_unlinked_shm(), size)
+            if as_it_fills:
+                raise OSError  # the limit of /dev/shm would be met only when it is too late to go elsewhere
+            fd = _sized(_unlinked_shm(), size, reserve=True)
         except OSError:
             # /dev/shm is missing, full or small (64 MiB in a container by default): memfd has no such limit.
             try:
-                fd = _reserved(os.memfd_create("stublet"), size)
+                fd = _sized(os.memfd_create("stublet"), size, reserve=not as_it_fills)
             except OSError as error:
                 raise OutOfSharedMemory(f"{size} bytes of shared memory cannot be had: {error.strerror}") from error
         segment = cls(segment_id, fd, size)
-        segment._map_pages()
+        if not as_it_fills:
+            segment.reserved = size
+            segment._map_pages(0, size)
         return segment
 
     @classmethod
-    def attach(cls, segment_id: int, fd: int, size: int) -> Segment:
+    def attach(cls, segment_id: int, fd: int, size: int, map_pages: bool = True) -> Segment:
         """Maps a segment that the parent made; takes the descriptor over.
+
+        Args:
+            map_pages: whether every page of it is reserved, so that all of them can be mapped now.
 
         Raises:
             ProtocolError: the descriptor holds fewer bytes than announced (touching them would be a SIGBUS).
@@ -76,17 +92,37 @@ class Segment:
             os.close(fd)
             raise ProtocolError(f"segment {segment_id} is announced with {size} bytes but holds {held}")
         segment = cls(segment_id, fd, size)
-        segment._map_pages()
+        segment.reserved = size
+        if map_pages:
+            segment._map_pages(0, size)
         segment.close()
         return segment
 
-    def _map_pages(self) -> None:
+    def reserve(self, end: int) -> None:
+        """Puts memory behind the first ``end`` bytes, and some beyond.
+
+        Raises:
+            OutOfSharedMemory: there is none.
+        """
+        start = self.reserved
+        if end <= start or self.fd is None:
+            return
+        step = min(-(-max(end - start, _STEP) // PAGE) * PAGE, self.size - start)
+        _check_available(step)
+        try:
+            os.posix_fallocate(self.fd, start, step)
+        except OSError as error:
+            raise OutOfSharedMemory(f"{step} bytes of shared memory cannot be had: {error.strerror}") from error
+        self._map_pages(start, step)
+        self.reserved = start + step
+
+    def _map_pages(self, start: int, nbytes: int) -> None:
         """Takes the page faults now instead of in a request (2.8 us for each 4 KiB); a kernel before 5.14 cannot."""
         with suppress(OSError):
-            if self.size >= _HUGE_PAGE:
-                self.memory.madvise(_MADV_HUGEPAGE)
+            if nbytes >= _HUGE_PAGE:
+                self.memory.madvise(_MADV_HUGEPAGE, start, nbytes)
         with suppress(OSError):
-            self.memory.madvise(_MADV_POPULATE_WRITE)
+            self.memory.madvise(_MADV_POPULATE_WRITE, start, nbytes)
 
     def close(self) -> None:
         """Gives the descriptor back. The memory itself goes when its last mapping does."""
@@ -107,14 +143,23 @@ def _unlinked_shm() -> int:
     return int(shm.fd)
 
 
-def _reserved(fd: int, size: int) -> int:
-    """Reserves the pages, so that a full /dev/shm is an error here rather than a SIGBUS at the first store."""
+def _sized(fd: int, size: int, reserve: bool) -> int:
+    """Gives a new file its size; reserves the pages, so that a full /dev/shm is an error here rather than a SIGBUS at the first store."""
     try:
-        os.posix_fallocate(fd, 0, size)
+        if reserve:
+            os.posix_fallocate(fd, 0, size)
+        else:
+            os.ftruncate(fd, size)
     except OSError:
         os.close(fd)
         raise
     return fd
+
+
+def _check_available(nbytes: int) -> None:
+    available = _memory_available()
+    if available is not None and nbytes + _KEEP_FREE > available:
+        raise OutOfSharedMemory(f"{nbytes} bytes of shared memory are needed, but the machine has {available} bytes available")
 
 
 def _memory_available() -> Optional[int]:

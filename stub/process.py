@@ -27,7 +27,7 @@ from ..shm.errors import OutOfSharedMemory, PeerGone, ProtocolError
 from ..shm.message import EXECUTE, FINALIZE, INDIRECT, PROTOCOL_VERSION, RESULTS, ErrorCode, decode_down, packer
 from ..shm.polling import MICROSECOND, PollBudget
 from ..shm.ring import CHANNEL_BYTES, RECORD_BYTES, STARTED, Consumer, Producer, Words
-from ..shm.segment import Segment
+from ..shm.segment import EAGER_BYTES, Segment
 from .error import TritonModelException, headline, with_frames
 from .execution import check_returned
 from .host import host
@@ -318,7 +318,8 @@ class StubProcess:
         _, segment_id, nbytes, for_outputs = message
         if segment_id == NO_SEGMENT:
             raise OutOfSharedMemory(f"Failed to increase the shared memory pool size to {nbytes} bytes. There is no room for it.")
-        segment = Segment.attach(segment_id, fds[0], nbytes)
+        # A large segment of requests is reserved as it fills: there is nothing yet behind its pages.
+        segment = Segment.attach(segment_id, fds[0], nbytes, map_pages=for_outputs or nbytes <= EAGER_BYTES)
         if not for_outputs:
             self._memory.segments[segment_id] = segment
             return None

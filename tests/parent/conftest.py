@@ -6,12 +6,19 @@ from typing import Iterator
 
 import numpy as np
 import pytest
+import uvloop
 from http_wire import Wire
 from model_repository import MODELS
 from server_process import ServerProcess
 from stublet.parent import Server
 from stublet.parent.model_config import TensorSpec
 from stublet.shm.dtype import BYTES
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libuv() -> None:
+    """libuv makes a pipe with the first loop of a process and keeps it; no test should be charged with it."""
+    uvloop.new_event_loop().close()
 
 
 @pytest.fixture(scope="session")
