@@ -104,7 +104,7 @@ class Instance:
 
     def on_spawned(self, pid: int) -> None:
         self.pid = pid
-        with suppress(ProcessLookupError):
+        with suppress(OSError):  # it has ended already, or the container's system calls do not include this one
             self._pidfd = os.pidfd_open(pid)
         if self.state is State.STOPPING:
             self.kill()
@@ -173,9 +173,11 @@ class Instance:
 
     def kill(self) -> None:
         """Ends the process, whatever it does."""
-        if self._pidfd is not None:
-            with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
+            if self._pidfd is not None:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            elif self.pid is not None and not self.ended.done():
+                os.kill(self.pid, signal.SIGKILL)
 
     def condemn(self, why: str) -> None:
         """The stub broke the protocol: it is ended, and fails what it holds."""
