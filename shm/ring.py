@@ -79,10 +79,10 @@ class Words:
         return self.view[STARTED // 8]
 
 
-class Producer:
-    """The writing end of one ring."""
+class _End:
+    """One end of one ring: "down" or "up", with the descriptor of its bell."""
 
-    __slots__ = ("_asleep", "_bell", "_consumed", "_consumed_word", "_first", "_memory", "_produced", "_words")
+    __slots__ = ("_asleep", "_bell", "_consumed", "_consumed_word", "_first", "_memory", "_words")
 
     def __init__(self, words: Words, direction: str, bell: int) -> None:
         self._memory = words.memory
@@ -91,8 +91,17 @@ class Producer:
         self._consumed_word = CONSUMED[direction] // 8
         self._asleep = ASLEEP[direction] // 8
         self._bell = bell
-        self._produced = 0
         self._consumed = 0
+
+
+class Producer(_End):
+    """The writing end of one ring."""
+
+    __slots__ = ("_produced",)
+
+    def __init__(self, words: Words, direction: str, bell: int) -> None:
+        super().__init__(words, direction, bell)
+        self._produced = 0
 
     def push(self, record: bytes) -> bool:
         """Writes one record of at most RECORD_BYTES bytes; False when every slot is taken.
@@ -131,19 +140,10 @@ class Producer:
         return consumed
 
 
-class Consumer:
+class Consumer(_End):
     """The reading end of one ring."""
 
-    __slots__ = ("_asleep", "_bell", "_consumed", "_consumed_word", "_first", "_memory", "_words")
-
-    def __init__(self, words: Words, direction: str, bell: int) -> None:
-        self._memory = words.memory
-        self._words = words.view
-        self._first = FIRST_SLOT[direction]
-        self._consumed_word = CONSUMED[direction] // 8
-        self._asleep = ASLEEP[direction] // 8
-        self._bell = bell
-        self._consumed = 0
+    __slots__ = ()
 
     def ready(self) -> bool:
         """Whether a record is there."""
