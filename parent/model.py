@@ -186,10 +186,13 @@ class Model:
     def on_bell(self, instance: Instance) -> None:
         """The stub rang: it wrote while this side slept."""
         instance.silence()
-        while True:
-            self.drain(instance)
-            if instance.broken or instance.pollers or instance.asleep():
-                return
+        self._look(instance)
+
+    def _look(self, instance: Instance) -> None:
+        """Drains, and relies on the bell again, or, when more has come meanwhile, looks again after the loop's other callbacks."""
+        self.drain(instance)
+        if not (instance.broken or instance.pollers or instance.asleep()):
+            self._loop.call_soon(self._look, instance)
 
     def begin_polling(self, instance: Instance) -> None:
         """From now on the calling thread looks at the instance's ring itself and the stub need not ring."""
@@ -203,7 +206,7 @@ class Model:
             instance.pollers -= 1
             missed = instance.pollers == 0 and not instance.asleep()
         if missed:
-            self._loop.call_soon_threadsafe(self.on_bell, instance)
+            self._loop.call_soon_threadsafe(self._look, instance)
 
     def _hand_over(self, dispatches: Dispatches[Instance, Request]) -> None:
         dirty = self._dirty
