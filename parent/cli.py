@@ -9,7 +9,7 @@ import click
 
 from .options import BackendOptions, OptionError, ServerOptions
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+EXIT_OK, EXIT_FAILED = 0, 1  # 2, for wrong arguments, is click's
 
 _BOOL = click.BOOL
 
@@ -66,7 +66,7 @@ _repository_options = _group(
     ),
     click.option(
         "--backend-config", type=_BackendConfig(), multiple=True, metavar="python,KEY=VALUE",
-        help="shm-default-byte-size, shm-growth-byte-size (bytes; default 1048576 each), stub-timeout-seconds.",
+        help="shm-default-byte-size, shm-growth-byte-size (bytes; default 1048576 each); stub-timeout-seconds is checked and, as in Triton, has no effect.",
     ),
     click.option("--id", "server_id", default="triton", show_default=True, help="Name in the server's metadata."),
 )  # fmt: skip

@@ -12,7 +12,8 @@ class OptionError(Exception):
 
 @dataclass(slots=True)
 class BackendOptions:
-    """``--backend-config=python,<key>=<value>`` (spec 2.12). Sizes in bytes."""
+    """``--backend-config=python,<key>=<value>`` (spec 2.12). Sizes in bytes. ``stub_timeout_seconds`` is checked and, as in Triton, has
+    no effect: a slow ``initialize`` is waited for."""
 
     shm_default_byte_size: int = 1 << 20
     shm_growth_byte_size: int = 1 << 20

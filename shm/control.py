@@ -23,7 +23,7 @@ import os
 import socket
 from array import array
 from contextlib import suppress
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, List, Sequence, Tuple
 
 from .errors import PeerGone, ProtocolError
 from .message import pack, unpack
@@ -58,9 +58,6 @@ class ControlSocket:
     def set_blocking(self, blocking: bool) -> None:
         self._socket.setblocking(blocking)
 
-    def set_timeout(self, seconds: Optional[float]) -> None:
-        self._socket.settimeout(seconds)
-
     def send(self, message: Sequence[Any], fds: Sequence[int] = ()) -> None:
         """Sends one message; the descriptors stay the caller's to close.
 
@@ -78,7 +75,7 @@ class ControlSocket:
             socket.send_fds(self._socket, [data], fds)
         except (BrokenPipeError, ConnectionResetError) as error:
             raise PeerGone("the other end of the control socket is closed") from error
-        except (BlockingIOError, socket.timeout) as error:
+        except BlockingIOError as error:
             raise TimeoutError("the other end of the control socket does not read") from error
         finally:
             if file is not None:
@@ -90,7 +87,7 @@ class ControlSocket:
         Raises:
             PeerGone: the other end is closed.
             ProtocolError: what came is not a message.
-            BlockingIOError, TimeoutError: nothing came.
+            BlockingIOError: nothing came, and the socket does not block.
         """
         try:
             # Not socket.recv_fds, which (in Python 3.11) does not pass its flags on: descriptors would be inherited by whatever
@@ -98,8 +95,6 @@ class ControlSocket:
             data, ancillary, flags, _ = self._socket.recvmsg(_DATAGRAM_BYTES + 1, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError as error:
             raise PeerGone("the other end of the control socket is closed") from error
-        except socket.timeout as error:
-            raise TimeoutError("nothing came on the control socket") from error
         fds = _descriptors(ancillary)
         if not data and not fds:
             raise PeerGone("the other end of the control socket is closed")

@@ -56,12 +56,11 @@ _ONE = (1).to_bytes(8, "little")
 class Words:
     """The channel as 64-bit words, by byte offset / 8. Loads and stores of one are single instructions."""
 
-    __slots__ = ("_segment", "memory", "view")
+    __slots__ = ("memory", "view")
 
     def __init__(self, segment: Segment) -> None:
         if segment.size < CHANNEL_BYTES:
             raise ProtocolError(f"a channel has {CHANNEL_BYTES} bytes, segment {segment.id} has {segment.size}")
-        self._segment = segment
         self.memory = segment.memory
         self.view = memoryview(segment.memory).cast("Q")
 

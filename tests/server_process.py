@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, TypeVar
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, TypeVar
 
 from http_wire import Wire
 
@@ -165,6 +165,17 @@ class ServerProcess:
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def serving(directory: Path, repository: Path, *arguments: str, tracebacks: bool = False) -> Iterator[ServerProcess]:
+    """For a fixture: a server over ``repository``, its output in ``directory``, ended in good order."""
+    server = ServerProcess(directory, repository, *arguments)
+    try:
+        yield server.start()
+        server.stop(tracebacks)
+    finally:
+        server.cleanup()
 
 
 def run_serve(*arguments: str, env: Optional[Dict[str, str]] = None) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,7 @@ import pytest
 import uvloop
 from http_wire import Wire
 from model_repository import MODELS
-from server_process import ServerProcess
+from server_process import ServerProcess, serving
 from stublet.parent import Server
 from stublet.parent.model_config import TensorSpec
 from stublet.shm.dtype import BYTES
@@ -24,12 +24,8 @@ def libuv() -> None:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """Serves ``tests/models``; nothing that is asked of it may put a traceback into its log."""
-    server = ServerProcess(tmp_path_factory.mktemp("server"), MODELS)
-    try:
-        yield server.start()
-        server.stop()
-    finally:
-        server.cleanup()
+    with serving(tmp_path_factory.mktemp("server"), MODELS) as server:
+        yield server
 
 
 @pytest.fixture

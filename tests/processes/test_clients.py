@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, Iterator, List
 import pytest
 from http_wire import Headers, Wire, infer, request, tensor
 from model_repository import copy_model, obey
-from server_process import ServerProcess, descendants, memory_bytes, until
+from server_process import ServerProcess, descendants, memory_bytes, serving, until
 
 WAYS: List[Headers] = [{}, {"accept-encoding": "identity"}]
 """An inference is served by callbacks in the protocol, or, where a header asks for something special, through ASGI."""
@@ -28,12 +28,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     root = tmp_path_factory.mktemp("clients")
     obey(root / "models")
     copy_model(root / "models", "vector")
-    server = ServerProcess(root, root / "models")
-    try:
-        yield server.start()
-        server.stop()
-    finally:
-        server.cleanup()
+    with serving(root, root / "models") as server:
+        yield server
 
 
 def large(nbytes: int) -> Dict[str, Any]:

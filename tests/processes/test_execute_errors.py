@@ -8,19 +8,15 @@ from typing import Any, Iterator
 import pytest
 from http_wire import Wire, infer, request, tensor
 from model_repository import obey, write_model
-from server_process import ServerProcess, until
+from server_process import ServerProcess, serving, until
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     root = tmp_path_factory.mktemp("execute")
     obey(root / "models")
-    server = ServerProcess(root, root / "models")
-    try:
-        yield server.start()
-        server.stop(tracebacks=True)
-    finally:
-        server.cleanup()
+    with serving(root, root / "models", tracebacks=True) as server:
+        yield server
 
 
 @pytest.fixture

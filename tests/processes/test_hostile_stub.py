@@ -11,7 +11,7 @@ from typing import Iterator, List
 import pytest
 from http_wire import Answer, Wire, infer, request, tensor
 from model_repository import MODELS
-from server_process import ServerProcess, alive, until
+from server_process import ServerProcess, alive, serving, until
 
 VANDAL = Path(__file__).parent.parent / "hostile_models" / "vandal"
 
@@ -35,12 +35,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     for way in ways():
         shutil.copytree(VANDAL, root / model_of(way))
     shutil.copytree(MODELS / "add_sub", root / "add_sub")
-    server = ServerProcess(tmp_path_factory.mktemp("server"), root)
-    try:
-        yield server.start()
-        server.stop()
-    finally:
-        server.cleanup()
+    with serving(tmp_path_factory.mktemp("server"), root) as server:
+        yield server
 
 
 def ask(wire: Wire, way: str, model: str) -> Answer:

@@ -8,7 +8,7 @@ from typing import Any, Iterator, NamedTuple
 import pytest
 from http_wire import infer, request, tensor
 from model_repository import ECHO, ECHO_CONFIG, write_model
-from server_process import ServerProcess, run_serve
+from server_process import ServerProcess, run_serve, serving
 
 CLASS = "import ctypes, os, signal, sys, time\n\nclass TritonPythonModel:\n"
 
@@ -70,12 +70,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     write_model(repository, "good")
     for broken in BROKEN:
         write_model(repository, broken.name, broken.code, broken.config)
-    server = ServerProcess(root, repository, "--exit-on-error=false")
-    try:
-        yield server.start()
-        server.stop(tracebacks=True)
-    finally:
-        server.cleanup()
+    with serving(root, repository, "--exit-on-error=false", tracebacks=True) as server:
+        yield server
 
 
 @pytest.mark.parametrize("broken", ROWS)

@@ -8,7 +8,7 @@ from typing import Any, Iterator, List
 import pytest
 from http_wire import infer, tensor
 from model_repository import obey
-from server_process import ServerProcess, until
+from server_process import ServerProcess, serving, until
 
 
 @pytest.fixture(scope="module")
@@ -16,12 +16,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """For what leaves the model as it was."""
     root = tmp_path_factory.mktemp("output")
     obey(root / "models")
-    server = ServerProcess(root, root / "models", "--log-verbose", "1")
-    try:
-        yield server.start()
-        server.stop()
-    finally:
-        server.cleanup()
+    with serving(root, root / "models", "--log-verbose", "1") as server:
+        yield server
 
 
 @pytest.fixture
