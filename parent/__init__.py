@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .instance import LoadFailed
     from .options import ServerOptions
     from .repository import RepositoryError
-    from .server import InferResult, Server
+    from .server import InferResult, InferStream, Server
 
 _HOMES: Dict[str, str] = {
     **dict.fromkeys(
@@ -34,6 +34,7 @@ _HOMES: Dict[str, str] = {
         ".errors",
     ),
     "InferResult": ".server",
+    "InferStream": ".server",
     "LoadFailed": ".instance",
     "RepositoryError": ".repository",
     "Server": ".server",
@@ -44,6 +45,7 @@ __all__ = [
     "AlreadyExists",
     "Cancelled",
     "InferResult",
+    "InferStream",
     "InternalError",
     "InvalidArgument",
     "LoadFailed",

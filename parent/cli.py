@@ -55,6 +55,21 @@ _repository_options = _group(
         help="A directory of models; may be given several times, or as an argument.",
     ),
     click.option(
+        "--model-control-mode", type=click.Choice(["none", "poll", "explicit"]), default="none", show_default=True,
+        help="none: every model is loaded at the start. explicit: those of --load-model are; others come and go by request. poll is not in this version.",
+    ),
+    click.option(
+        "--load-model", "load_models", multiple=True, metavar="NAME",
+        help="With --model-control-mode=explicit, a model to load at the start; may be given several times. * loads all.",
+    ),
+    click.option(
+        "--backend-directory", default="", metavar="PATH", help="Where Python-based backends are: directories with a model.py for many models.",
+    ),
+    click.option(
+        "--disable-auto-complete-config", is_flag=True, help="Models' auto_complete_config is not run, and configurations must be complete.",
+    ),
+    click.option("--strict-model-config", type=_BOOL, default=False, help="Deprecated: true is --disable-auto-complete-config."),
+    click.option(
         "--exit-on-error", type=_BOOL, default=True, show_default=True,
         help="End with status 1 when a model does not load; otherwise serve the others.",
     ),
@@ -66,7 +81,7 @@ _repository_options = _group(
     ),
     click.option(
         "--backend-config", type=_BackendConfig(), multiple=True, metavar="python,KEY=VALUE",
-        help="shm-default-byte-size, shm-growth-byte-size (bytes; default 1048576 each); stub-timeout-seconds is checked and, as in Triton, has no effect.",
+        help="shm-default-byte-size, shm-growth-byte-size (bytes; default 1048576 each); auto-complete-timeout-seconds (default 300); stub-timeout-seconds is checked and, as in Triton, has no effect.",
     ),
     click.option("--id", "server_id", default="triton", show_default=True, help="Name in the server's metadata."),
 )  # fmt: skip
@@ -80,7 +95,9 @@ _http_options = _group(
         help="Most bytes of JSON in a request; binary tensors are not limited by it.",
     ),
     click.option("--allow-grpc", type=_BOOL, default=False, show_default=True, help="gRPC is not in this version."),
-    click.option("--allow-metrics", type=_BOOL, default=False, show_default=True, help="The metrics port is not in this version."),
+    click.option("--allow-metrics", type=_BOOL, default=True, show_default=True, help="Serve metrics, for Prometheus, at /metrics."),
+    click.option("--metrics-address", default="", metavar="TEXT", help="Address for metrics; that of HTTP if it is not given."),
+    click.option("--metrics-port", type=click.IntRange(0, 65535), default=8002, show_default=True, help="0 takes a free one."),
 )  # fmt: skip
 
 _log_options = _group(
@@ -100,6 +117,11 @@ _log_options = _group(
 def serve(
     repositories: Tuple[str, ...],
     more_repositories: Tuple[str, ...],
+    model_control_mode: str,
+    load_models: Tuple[str, ...],
+    backend_directory: str,
+    disable_auto_complete_config: bool,
+    strict_model_config: bool,
     exit_on_error: bool,
     strict_readiness: bool,
     exit_timeout_secs: float,
@@ -111,6 +133,8 @@ def serve(
     http_max_input_size: int,
     allow_grpc: bool,
     allow_metrics: bool,
+    metrics_address: str,
+    metrics_port: int,
     log_verbose: int,
     log_info: bool,
     log_warning: bool,
@@ -129,10 +153,30 @@ def serve(
     """
     if not repositories and not more_repositories:
         raise click.UsageError("name a model repository, for instance: stublet serve examples/models")
-    if allow_grpc or allow_metrics:
-        raise click.UsageError("gRPC and metrics are not in this version; leave --allow-grpc and --allow-metrics out, or false")
+    if allow_grpc:
+        raise click.UsageError("gRPC is not in this version; leave --allow-grpc out, or false")
     try:
         backend = BackendOptions.parse([(key, text) for name, key, text in backend_config if name in ("python", "")])
+        options = ServerOptions(
+            model_repositories=[*repositories, *more_repositories],
+            model_control_mode=model_control_mode,
+            load_models=list(load_models),
+            backend_directory=backend_directory,
+            auto_complete_config=not (disable_auto_complete_config or strict_model_config),
+            allow_http=allow_http,
+            http_address=http_address,
+            http_port=http_port,
+            http_max_input_size=http_max_input_size,
+            allow_metrics=allow_metrics,
+            metrics_address=metrics_address,
+            metrics_port=metrics_port,
+            server_id=server_id,
+            exit_on_error=exit_on_error,
+            exit_timeout_secs=exit_timeout_secs,
+            strict_readiness=strict_readiness,
+            backend=backend,
+        )
+        options.check()
     except OptionError as error:
         raise click.UsageError(str(error)) from error
     from .fork_server import ForkServer
@@ -145,18 +189,6 @@ def serve(
     except OSError as error:
         fork_server.stop()
         raise click.UsageError(f"--log-file: {error}") from error
-    options = ServerOptions(
-        model_repositories=[*repositories, *more_repositories],
-        allow_http=allow_http,
-        http_address=http_address,
-        http_port=http_port,
-        http_max_input_size=http_max_input_size,
-        server_id=server_id,
-        exit_on_error=exit_on_error,
-        exit_timeout_secs=exit_timeout_secs,
-        strict_readiness=strict_readiness,
-        backend=backend,
-    )
     sys.exit(run.run(options, fork_server))
 
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
-from typing import Any, Dict, List, NamedTuple, Optional
+import re
+import threading
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
 
-from . import model_config, repository, version
-from .errors import NotFound
-from .instance import LoadFailed
+from . import exposition, version
+from .bls import Router
+from .custom_metrics import CustomMetrics
+from .errors import InvalidArgument, NotFound, ServerError
 from .lifecycle import State
 from .model import Model
-from .model_config import ConfigError
+from .model_control import ModelControl
 from .options import ServerOptions
 from .spawner import Spawner
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from .instance import Instance
+
+_METRIC = "metric."
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 class ModelStatus(NamedTuple):
@@ -32,7 +38,8 @@ class ModelStatus(NamedTuple):
 
 
 class Core:
-    """``start`` loads every model of the repositories, ``stop`` ends them."""
+    """``start`` loads the models that are to be there from the start, ``stop`` ends all. ``models`` are those that can be found, by name
+    and version, with those that did not load; a name in ``failures`` has a reason why it, or a version of it, did not."""
 
     def __init__(self, options: ServerOptions, spawner: Spawner) -> None:
         self.options = options
@@ -41,47 +48,143 @@ class Core:
         self.failures: Dict[str, str] = {}
         self.started = False
         self.stopping = False
+        self.ending = threading.Event()
+        """Set when the server ends, for what works in other threads."""
+        self.metrics = CustomMetrics()
+        self.bls: Router
+        self._control = ModelControl(self)
+        self._kept: Set[asyncio.Task[Any]] = set()
         self._segment_ids = itertools.count(1)
 
     async def start(self) -> None:
         """Loads all models at once. What did not load is in ``failures``.
 
         Raises:
+            OptionError: options that cannot be together.
             RepositoryError: a repository cannot be read.
         """
-        loop = asyncio.get_running_loop()
-        self.spawner.attach(loop)
-        found = repository.scan(self.options.model_repositories)
-        await asyncio.gather(*(self._load(files) for files in found.values()))
+        self.options.check()
+        self.bls = Router(self)
+        self.spawner.attach(asyncio.get_running_loop())
+        await self._control.start()
         self.started = True
-
-    async def _load(self, files: repository.ModelFiles) -> None:
-        try:
-            config = repository.load_config(files)
-            versions = model_config.chosen_versions(config, files.versions)
-            models = [Model(self, files, version, config) for version in versions]
-        except ConfigError as error:
-            self._failed(files.name, str(error))
-            return
-        self.models[files.name] = {model.version: model for model in models}
-        for model, result in zip(models, await asyncio.gather(*(m.load() for m in models), return_exceptions=True)):
-            if isinstance(result, LoadFailed):
-                model.reason = str(result)
-                self._failed(files.name, f"version {model.version} is at UNAVAILABLE state: {result}")
-            elif isinstance(result, BaseException):
-                raise result
-            else:
-                logger.info("successfully loaded '%s' version %d", model.name, model.version)
-
-    def _failed(self, name: str, reason: str) -> None:
-        self.failures[name] = reason
-        logger.error("failed to load '%s': %s", name, reason)
 
     async def stop(self, seconds: float) -> None:
         """Ends every model, all at once, within ``seconds``."""
         self.stopping = True
-        await asyncio.gather(*(model.stop(seconds) for versions in self.models.values() for model in versions.values()))
+        self.ending.set()
+        await self._control.stop(seconds)
+        for task in self._kept:
+            task.cancel()
+        if self._kept:
+            await asyncio.wait(self._kept)
         self.spawner.close()
+
+    async def load_model(self, name: str, config: str = "", files: Optional[Mapping[str, bytes]] = None) -> None:
+        """Loads a model, or loads it again if anything of it has changed, and returns when it serves. See ``ModelControl.load``.
+
+        Raises:
+            ServerError: it was not loaded; one that served before still does.
+        """
+        await self._control.load(name, config, files)
+
+    async def unload_model(self, name: str, unload_dependents: bool = False) -> None:
+        """Takes a model away and returns when it has finished what it was asked and has ended. See ``ModelControl.unload``.
+
+        Args:
+            unload_dependents: for an ensemble, of which this version serves none.
+
+        Raises:
+            ServerError: it was not unloaded.
+        """
+        await asyncio.shield(await self._control.unload(name))
+
+    async def model_ready(self, name: str, version_text: str = "") -> bool:
+        """Whether a version of a model, "" for any, serves, and its own ``is_ready`` says so.
+
+        Raises:
+            NotFound: there is no such model or version.
+            InvalidArgument: the version is not a number above 0.
+        """
+        number = version_number(version_text)
+        versions = self.models.get(name)
+        if versions is None or (number is not None and number not in versions):
+            if name in self.failures or self._control.is_loading(name):
+                return False
+            raise NotFound(f"Request for unknown model: '{name}' {f'version {number} ' if versions and number else ''}is not found")
+        try:
+            await self.find(name, number).check_ready()
+        except ServerError:
+            return False
+        return True
+
+    async def ask(self, what: str, arguments: Sequence[Any], asker: str = "") -> Any:
+        """Does something for a model: ``model.load`` (name, config, files), ``model.unload`` (name, unload_dependents), which does not
+        wait for the end of it, or ``model.ready`` (name, version).
+
+        Args:
+            arguments: as the model's stub sent them: of any number and types.
+            asker: the model's name.
+
+        Raises:
+            ServerError: it is not done; the text says why.
+        """
+        if what == "model.load":
+            name, config, files = _typed(what, arguments, str, str, (dict, type(None)))
+            if files and not all(isinstance(path, str) and isinstance(content, bytes) for path, content in files.items()):
+                raise InvalidArgument(f"failed to load model '{name}', files should be a dictionary of file paths and file contents")
+            await self._control.load(name, config, files, asker)
+            return None
+        if what == "model.unload":
+            name, _unload_dependents = _typed(what, arguments, str, bool)
+            await self._control.unload_soon(name)
+            return None
+        if what == "model.ready":
+            name, version_text = _typed(what, arguments, str, str)
+            return await self.model_ready(name, version_text)
+        raise InvalidArgument(f"the server has no answer to '{what}'")
+
+    # For instances
+
+    async def asked(self, instance: Instance, what: str, arguments: Sequence[Any]) -> Any:
+        """Answers a question of an instance: ``ask``, or an operation on a metric. Nothing of it is trusted.
+
+        Raises:
+            ServerError, CustomMetricError: the answer is no; the text says why.
+        """
+        if isinstance(what, str) and what.startswith(_METRIC):
+            return self.metrics.perform(instance, what, arguments)
+        return await self.ask(what, arguments, instance.model.name)
+
+    def told(self, instance: Instance, what: str, arguments: Sequence[Any]) -> None:
+        """Does what an instance tells: an operation on a metric.
+
+        Raises:
+            CustomMetricError: it cannot be done.
+        """
+        self.metrics.perform(instance, what, arguments)
+
+    def instance_gone(self, instance: Instance, segments: Sequence[int]) -> None:
+        """Its process has ended, and with it what it held here, and the segments of its arena."""
+        self.metrics.release(instance)
+        self.forget(segments)
+
+    def forget(self, segments: Sequence[int]) -> None:
+        """These segments are no more: the stubs that know them may unmap them."""
+        for model in self._control.alive:
+            for instance in model.instances:
+                instance.forget(segments)
+
+    def collect_messages(self) -> None:
+        """Reads what stubs have said before now."""
+        for model in self._control.alive:
+            for instance in model.instances:
+                instance.process.collect()
+
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        """Keeps a task until it is done; the end of the server cancels it."""
+        self._kept.add(task)
+        task.add_done_callback(self._kept.discard)
 
     def next_segment_id(self) -> int:
         """Ids of shared memory segments, unique in this server."""
@@ -95,7 +198,7 @@ class Core:
         """
         versions = self.models.get(name)
         if versions is None:
-            if name in self.failures:
+            if name in self.failures or self._control.is_loading(name):
                 raise NotFound(f"Request for unknown model: '{name}' has no available versions")
             raise NotFound(f"Request for unknown model: '{name}' is not found")
         if version is None:
@@ -120,14 +223,28 @@ class Core:
             return False
         if not self.options.strict_readiness:
             return True
-        return not self.failures and all(m.ready for versions in self.models.values() for m in versions.values())
+        return not self.failures and all(m.ready for versions in list(self.models.values()) for m in versions.values())
+
+    async def check_ready(self) -> bool:
+        """``ready``, and, with strict readiness, what the models' own ``is_ready`` say."""
+        if not self.ready:
+            return False
+        if not self.options.strict_readiness:
+            return True
+        checks = [model.check_ready() for versions in list(self.models.values()) for model in versions.values()]
+        return not any(await asyncio.gather(*checks, return_exceptions=True))
+
+    def metrics_text(self) -> bytes:
+        """What the metrics port shows, with all that stubs have said before now."""
+        self.collect_messages()
+        return exposition.render([self.metrics])
 
     def status(self) -> List[ModelStatus]:
-        """A row for each instance, and one for each model without any."""
+        """A row for each instance, and one for each model, or version of it, that failed before it had any."""
         rows: List[ModelStatus] = []
         for name in sorted({*self.models, *self.failures}):
             instances = [(m, i) for _, m in sorted(self.models.get(name, {}).items()) for i in m.instances]
-            if not instances:
+            if all(instance.state is State.READY for _, instance in instances) and (name in self.failures or not instances):
                 rows.append(ModelStatus(name, "", "", "", "", "UNAVAILABLE", self.failures.get(name, "")))
             for model, instance in instances:
                 state = instance.state.value if instance.state is State.READY else "UNAVAILABLE"
@@ -142,3 +259,27 @@ class Core:
     def metadata(self) -> Dict[str, Any]:
         """The body of ``GET /v2``."""
         return {"name": self.options.server_id, "version": version.TRITON_VERSION, "extensions": self.extensions()}
+
+
+def version_number(text: str) -> Optional[int]:
+    """The number of a version; None for "", which leaves the choice to the server.
+
+    Raises:
+        InvalidArgument: not a number above 0, in Triton's words.
+    """
+    if not text:
+        return None
+    number = _INTEGER.fullmatch(text)
+    if number is None or int(text) <= 0:
+        details = "" if number else " (details: stol)"
+        raise InvalidArgument(
+            f"failed to get model version from specified version string '{text}'{details}, version should be an integral value > 0"
+        )
+    return int(text)
+
+
+def _typed(what: str, arguments: Sequence[Any], *types: Any) -> Sequence[Any]:
+    """The arguments, if they are as many and of these types."""
+    if len(arguments) != len(types) or not all(isinstance(argument, kind) for argument, kind in zip(arguments, types)):
+        raise InvalidArgument(f"wrong arguments of '{what}'")
+    return arguments

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import msgspec
 
 from . import compression, http_infer
-from .errors import ServerError, Unsupported
+from .errors import NotFound, ServerError, Unsupported
 from .request import Outcome, Request, Response
 
 if TYPE_CHECKING:
@@ -85,7 +85,9 @@ class _Gate:
     def __await__(self) -> Any:
         return self._future.__await__()
 
-    def settle(self, outcome: Outcome) -> None:
+    def settle(self, outcome: Optional[Outcome], _final: bool) -> None:
+        """For a model that is not decoupled: called once, with an outcome."""
+        assert outcome is not None
         if threading.get_ident() == self._thread:
             self._set(outcome)
         else:
@@ -176,20 +178,20 @@ class HttpFrontEnd:
         await _send(send, 200, [], b"")
 
     async def _ready(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _send(send, 200 if self.core.ready else 400, [], b"")
+        await _send(send, 200 if await self.core.check_ready() else 400, [], b"")
 
     async def _metadata(self, scope: Scope, receive: Receive, send: Send) -> None:
         await _send(send, 200, [_JSON], msgspec.json.encode(self.core.metadata()))
 
     async def _model_ready(self, scope: Scope, receive: Receive, send: Send, name: str, version: Optional[int]) -> None:
         try:
-            ready = self.core.find(name, version).ready
-        except ServerError:
-            ready = False
-        if ready:
-            await _send(send, 200, [], b"")
-        else:
+            await self.core.find(name, version).check_ready()
+        except NotFound:
             await _send_error(send, 400, "Model version not ready")
+        except ServerError as error:
+            await _send_error(send, 400, f"Model version not ready: {error}")
+        else:
+            await _send(send, 200, [], b"")
 
     async def _model_metadata(self, scope: Scope, receive: Receive, send: Send, name: str, version: Optional[int]) -> None:
         model = self.core.find(name, version)
@@ -224,7 +226,7 @@ class HttpFrontEnd:
             body.abandon()
             raise
         gate = _Gate(self._loop, self.thread)
-        model.submit(Request(block, header.layout.nbytes, header.layout.inputs, header.extras, gate.settle))
+        model.submit(Request([(block, header.layout.nbytes)], header.layout.inputs, header.extras, gate.settle))
         outcome = await gate
         if isinstance(outcome, ServerError):
             raise outcome

@@ -14,9 +14,9 @@ import threading
 from typing import Any, List, Optional
 
 import msgspec
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from . import http_infer
+from .bounded_head import BoundedHeadProtocol
 from .errors import InternalError, ServerError, Unsupported
 from .http import NO_DECOUPLED, HttpFrontEnd, InferFields
 from .model import Model
@@ -34,9 +34,6 @@ _STATUS_LINE = {
 }
 _CLOSE = b"connection: close\r\n"
 
-_LONGEST_HEAD = 64 << 10
-"""Bytes of a request line and headers that a client may send; the parser has no limit of its own."""
-
 
 class _NoEvent:
     """uvicorn sets the event of a cycle whose connection is lost; nobody waits for it here."""
@@ -48,7 +45,7 @@ class _NoEvent:
 class InferCycle:
     """One inference: what uvicorn needs to know of a request, and nothing more."""
 
-    __slots__ = ("_header", "_model", "_protocol", "body", "disconnected", "keep_alive", "response_complete")
+    __slots__ = ("_header", "_model", "_protocol", "_request", "body", "disconnected", "keep_alive", "response_complete")
 
     message_event = _NoEvent()
 
@@ -59,6 +56,7 @@ class InferCycle:
         self.keep_alive = keep_alive
         self.disconnected = False
         self.response_complete = False
+        self._request: Optional[Request] = None
 
     def feed(self, chunk: bytes) -> None:
         try:
@@ -72,11 +70,20 @@ class InferCycle:
         try:
             header, block = self.body.finish()
             self._header = header
-            model.submit(Request(block, header.layout.nbytes, header.layout.inputs, header.extras, self._settle))
+            self._request = Request([(block, header.layout.nbytes)], header.layout.inputs, header.extras, self._settle)
+            model.submit(self._request)
         except Exception as error:
             self._refuse(error)
 
-    def _settle(self, outcome: Outcome) -> None:
+    def cancel(self) -> None:
+        """The client is gone."""
+        self.body.abandon()
+        if self._request is not None:
+            self._model.cancel(self._request)
+
+    def _settle(self, outcome: Optional[Outcome], _final: bool) -> None:
+        assert outcome is not None  # the model is not decoupled
+        self._request = None  # the two hold each other
         protocol = self._protocol
         if threading.get_ident() == protocol.loop_thread:
             self._respond(outcome)
@@ -134,7 +141,7 @@ class InferCycle:
         self._protocol.on_infer_complete()
 
 
-class InferProtocol(HttpToolsProtocol):
+class InferProtocol(BoundedHeadProtocol):
     """The protocol class for uvicorn's ``http`` setting; ``config.app`` must be the front end."""
 
     cycle: Any
@@ -147,29 +154,17 @@ class InferProtocol(HttpToolsProtocol):
         self.loop_thread = front_end.thread
         self._idle_since = 0.0
         self._asgi_cycle: Any = None
-        self._in_head = False
-        self._head_bytes = 0
         self._targets = front_end.infer_targets
 
-    def data_received(self, data: bytes) -> None:
-        in_head = self._in_head
-        super().data_received(data)
-        # Only data that is nothing but head counts: what begins one may be mostly the body before it.
-        if in_head and self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > _LONGEST_HEAD:
-                self.send_400_response(f"The request line and headers exceed {_LONGEST_HEAD} bytes.")
-
     def on_message_begin(self) -> None:
-        self._in_head = True
-        self._head_bytes = 0
+        self.head_begins()
         # uvicorn's scope is made only when ASGI is to be used.
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self.head_ends()
         cycle = self._infer_cycle()
         if cycle is not None:
             self.cycle = cycle
@@ -231,7 +226,7 @@ class InferProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Optional[Exception]) -> None:
         cycle = self.cycle
         if type(cycle) is InferCycle and not cycle.response_complete:
-            cycle.body.abandon()
+            cycle.cancel()
         if self._asgi_cycle is not None:
             # uvicorn tells only the last of several in a pipeline.
             self._asgi_cycle.disconnected = True

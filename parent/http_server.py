@@ -1,4 +1,4 @@
-"""uvicorn around the HTTP front end: sockets, keep-alive, flow control, graceful stop."""
+"""uvicorn around an ASGI application: sockets, keep-alive, flow control, graceful stop."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import asyncio
 import contextlib
 import os
 import socket
-from typing import Any, Iterator, List, Optional
+from typing import Any, Callable, Iterator, List, Optional, Type
 
 import uvicorn
 
-from .http import HttpFrontEnd
-from .http_protocol import InferProtocol
+from .bounded_head import BoundedHeadProtocol
 from .options import OptionError
 
 _BACKLOG = 4096
@@ -26,24 +25,40 @@ class _Uvicorn(uvicorn.Server):
 
 
 class HttpServer:
-    """Serves the front end on one address.
+    """Serves an application on one address.
+
+    Args:
+        application: the ASGI application.
+        address: an IP address or a name, to listen on.
+        port: 0 takes a free one; the attribute says which.
+        protocol: uvicorn's class for a connection.
+        what: what is served, for errors.
 
     Raises (constructor):
         OptionError: the address cannot be listened on.
     """
 
-    def __init__(self, front_end: HttpFrontEnd, address: str, port: int) -> None:
+    def __init__(
+        self,
+        application: Callable[..., Any],
+        address: str,
+        port: int,
+        protocol: Type[asyncio.Protocol] = BoundedHeadProtocol,
+        what: str = "HTTP",
+    ) -> None:
         try:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             self._socket = socket.create_server((address, port), family=family, backlog=_BACKLOG)
         except OSError as error:
             # The text of the error itself repeats the address; a name that does not resolve has no errno of the system's.
             why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
-            raise OptionError(f"cannot listen for HTTP on {address}:{port}: {why}") from error
+            raise OptionError(f"cannot listen for {what} on {address}:{port}: {why}") from error
         self.port: int = self._socket.getsockname()[1]
+        host = f"[{address}]" if ":" in address else address
+        self.url = f"http://{host}:{self.port}"
         config = uvicorn.Config(
-            front_end,
-            http=InferProtocol,
+            application,
+            http=protocol,
             ws="none",
             lifespan="off",
             log_config=None,

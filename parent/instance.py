@@ -1,38 +1,51 @@
-"""One instance of a model: its stub process, its rings, and what it has been lent."""
+"""One instance of a model: the life of its stub, from hello to its end."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import mmap
-import os
-import signal
-from collections import deque
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Deque, Dict, List, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
-from ..shm.arena import Block
-from ..shm.control import FAILED, GROW, HELLO, LOAD, LOG, NO_SEGMENT, READY, SEGMENT, ControlSocket
-from ..shm.errors import OutOfSharedMemory, PeerGone, ProtocolError
-from ..shm.message import EXECUTE, FINALIZE, INDIRECT, PROTOCOL_VERSION, RESULTS, decode_up, packer
-from ..shm.polling import PollBudget, poll_limit
-from ..shm.ring import CHANNEL_BYTES, RECORD_BYTES, Consumer, Producer, Words
-from ..shm.segment import Segment, SegmentTable
-from . import errors
-from .lifecycle import Event, IllegalTransition, State, advance
-from .log import stub_logger
+from ..shm.control import (
+    ANSWER,
+    ASK,
+    CANCEL,
+    CHECK,
+    CHECKED,
+    FAILED,
+    FORGET,
+    FORKED,
+    GROW,
+    HELLO,
+    LOAD,
+    LOG,
+    NO_SEGMENT,
+    READY,
+    SEGMENT,
+    TELL,
+)
+from ..shm.errors import OutOfSharedMemory, ProtocolError
+from ..shm.message import PROTOCOL_VERSION
+from ..shm.polling import poll_limit
+from ..shm.segment import Segment
+from .channel import Channel
+from .custom_metrics import CustomMetricError
+from .errors import ServerError, Unavailable
+from .forked_caller import ForkedCaller
+from .lifecycle import Event, State, advance
+from .log import LEVELS, stub_logger
 from .model_config import InstanceSpec
-from .request import Lease, Outcome, OutputPlan, Request, Response
-from .stub_output import LineReader
+from .request import Outcome
+from .stub_process import StubProcess
 
 if TYPE_CHECKING:
+    from .bls import OpenCall
     from .model import Model
 
-_HAND_OVER_NS = 20_000
-"""What an answer takes beside the execution that the stub reports, when nobody sleeps."""
-
 STUB_POLL_US = 500
-PARENT_POLL_US = 100
+
+READY_SECONDS = 5.0
+"""How long a model's is_ready may take before a check counts as failed (spec 2.9)."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +55,7 @@ class LoadFailed(Exception):
 
 
 class Instance:
-    """``start`` makes the stub; from then on ``state`` says how it is. Methods named ``on_`` run in the server's loop; those that touch
-    the rings (``hand``, ``flush``, ``drain``) are called under the model's lock, in any thread."""
+    """``start`` makes the stub; from then on ``state`` says how it is. Methods named ``on_`` run in the server's loop."""
 
     def __init__(self, model: Model, spec: InstanceSpec) -> None:
         self.model = model
@@ -51,184 +63,141 @@ class Instance:
         self.spec = spec
         self.state = State.STARTING
         self.reason = ""
-        self.pid: Optional[int] = None
-        self.in_flight: Dict[int, Request] = {}
         self.pollers = 0
         self.broken = False
         """The stub broke the protocol of the rings: nothing in them is believed any more."""
-        self.poll = PollBudget(poll_limit(PARENT_POLL_US))
+        self.open_calls: Dict[int, OpenCall] = {}
+        """What the model has asked of other models and was not fully answered yet, by the number of the call."""
+        self.has_is_ready = False
         self._loop = asyncio.get_running_loop()
         self.loaded: asyncio.Future[None] = self._loop.create_future()
         self.loaded.add_done_callback(_retrieve)
-        self.ended: asyncio.Future[None] = self._loop.create_future()
-        self._handed = 0
-        self._pending: List[Tuple[Any, ...]] = []
-        self._lent: Dict[Tuple[int, int], Block] = {}
-        self._kept: Set[Tuple[int, int]] = set()
-        self._releases: Deque[Tuple[int, int]] = deque()
-        self._segments = SegmentTable()
-        self._pack = packer()
-        self._pidfd: Optional[int] = None
-        self._unwritten_finalize = False
         self._log = stub_logger(self)
+        self.process = StubProcess(self, self._log)
+        self._check: Optional[asyncio.Future[Optional[bool]]] = None
+        self._checks = 0
+        self._forked: List[ForkedCaller] = []
+        self._to_forget: Set[int] = set()
+
+    @property
+    def pid(self) -> Optional[int]:
+        return self.process.pid
+
+    @property
+    def ended(self) -> asyncio.Future[None]:
+        """Done when the process is gone and everything of it is settled."""
+        return self.process.ended
 
     def start(self) -> None:
         """Asks the fork server for the process. News of it arrives as events.
 
         Raises:
             OutOfSharedMemory: no room for its memory.
+            OSError: no descriptor is to be had.
         """
-        server = self.model.server
-        self._channel = Segment.create(0, CHANNEL_BYTES)
-        words = Words(self._channel)
-        words.format()
-        self._words = words
-        # Non-blocking at both ends: a bell that is read twice is no reason to wait.
-        self._down_bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.up_bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._down = Producer(words, "down", self._down_bell)
-        self._up = Consumer(words, "up", self.up_bell)
-        self._control, far = ControlSocket.pair()
-        self._stdout = LineReader(self._loop, lambda line: self._log(logging.INFO, "stdout", 0, line))
-        self._stderr = LineReader(self._loop, lambda line: self._log(logging.WARNING, "stderr", 0, line))
-        self._control.set_blocking(False)
-        self._loop.add_reader(self._control.fileno(), self._on_control)
-        with far:
-            server.spawner.spawn(
-                self, self.model.interpreter, self.model.environment, (far.fileno(), self._stdout.write_end, self._stderr.write_end)
-            )
-        self._stdout.close_write_end()
-        self._stderr.close_write_end()
+        self.channel = Channel(self.model, self.announce)
+        environment = self.model.environment
+        self.process.start(self.model.server.spawner, environment.interpreter, environment.variables)
 
     # Life
 
-    def on_spawned(self, pid: int) -> None:
-        self.pid = pid
-        with suppress(OSError):  # it has ended already, or the container's system calls do not include this one
-            self._pidfd = os.pidfd_open(pid)
+    def on_spawned(self) -> None:
         if self.state is State.STOPPING:
             self.kill()
 
-    def on_exit(self, status: Optional[int]) -> None:
-        """The process ended: with that exit code, or, negative, by that signal; None when nobody could wait for it."""
-        how = _describe_exit(status)
-        self._loop.remove_reader(self._control.fileno())
-        with suppress(PeerGone, BlockingIOError, ProtocolError, IllegalTransition, TypeError, ValueError, KeyError):
-            while True:
-                # What it said last, its reason above all.
-                self._handle(*self._control.receive())
-        self._stdout.finish()
-        self._stderr.finish()
+    def on_end(self, how: str) -> None:
         was = self.state
         self.state = advance(self.state, Event.EXITED)
         if self.state is State.FAILED and not self.reason:
             doing = "loading the model" if was is not State.READY else "serving"
             self.reason = f"Stub process '{self.name}' is not healthy: it ended with {how} while {doing} (pid {self.pid})"
-            last = self._stderr.last_lines()
+            last = self.process.last_lines()
             if last and was is not State.READY:
                 self.reason += f"; its last words were:\n{last}"
             logger.error("%s", self.reason)
         if not self.loaded.done():
             self.loaded.set_exception(LoadFailed(self.reason or f"the stub was stopped ({how})"))
+        if self._check is not None and not self._check.done():
+            self._check.set_result(None)
+        for caller in self._forked:
+            caller.close()
         if was is State.READY or was is State.STOPPING:
-            self._loop.remove_reader(self.up_bell)
+            self._loop.remove_reader(self.channel.up_bell)
             self.model.instance_gone(self)
-        self._close()
-        if not self.ended.done():
-            self.ended.set_result(None)
-
-    def abandoned(self) -> Tuple[List[Tuple[Request, Outcome]], List[Request]]:
-        """After the end: the requests that it answered or was executing, with the outcome of each, and those that it had not started."""
-        settled: List[Tuple[Request, Outcome]] = []
-        if not self.broken:
-            with suppress(ProtocolError):
-                self.drain(settled)
-        started = self._words.started
-        unstarted = []
-        for key, request in self.in_flight.items():
-            if key < started:
-                settled.append((request, errors.Unavailable(self.reason or "the model is being unloaded")))
-                self._lent.pop(request.block.key).release()
-            else:
-                unstarted.append(request)
-                self._lent.pop(request.block.key)
-        self.in_flight.clear()
-        self._pending.clear()
-        for block in self._lent.values():
-            block.release()
-        self._lent.clear()
-        self._kept.clear()
-        return settled, unstarted
+        # Only now: the last calls that it made may have been found just now.
+        for call in list(self.open_calls.values()):
+            call.callee.cancel(call.request)
+        lost = list(self.channel.outputs)
+        self.channel.close()
+        self.model.server.instance_gone(self, lost)
 
     def finalize(self) -> None:
         """Tells the stub to finish what it was handed, call finalize, and exit; one that has not loaded has nothing to finish."""
         was = self.state
         self._advance(Event.STOP)
         if was is State.READY:
-            with self.model.lock:
-                self._unwritten_finalize = True
-                self.flush()
+            self.model.finalize(self)
         else:
             self.kill()
 
     def kill(self) -> None:
         """Ends the process, whatever it does."""
-        with suppress(ProcessLookupError):
-            if self._pidfd is not None:
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            elif self.pid is not None and not self.ended.done():
-                os.kill(self.pid, signal.SIGKILL)
+        self.process.kill()
 
-    def condemn(self, why: str) -> None:
+    def on_violation(self, why: str) -> None:
         """The stub broke the protocol: it is ended, and fails what it holds."""
         if self.state not in (State.FAILED, State.STOPPED):
             self.reason = self.reason or f"Stub process '{self.name}' is not healthy: it was ended for a protocol error: {why}"
             logger.error("%s", self.reason)
             self.kill()
 
-    def announce(self, segment: Segment) -> None:
-        """Sends a segment of the model's request arena. In any thread."""
-        self._tell_segment(segment, for_outputs=False)
-
-    def _close(self) -> None:
-        self._control.close()
-        for fd in (self._down_bell, self.up_bell, self._pidfd):
-            if fd is not None:
-                os.close(fd)
-        self._pidfd = None
-        self._channel.close()
-
     def _advance(self, event: Event) -> None:
         self.state = advance(self.state, event)
 
     # The control socket
 
-    def _on_control(self) -> None:
-        try:
-            self._handle(*self._control.receive())
-        except BlockingIOError:
-            return
-        except PeerGone:
-            # The fork server will say how the process ended; until then there is nothing more to read.
-            self._loop.remove_reader(self._control.fileno())
-        except (ProtocolError, IllegalTransition) as error:
-            self.condemn(str(error))
-        except OutOfSharedMemory as error:
-            self.reason = f"Unable to initialize shared memory: {error}"
-            self.kill()
-        except (TypeError, ValueError, KeyError) as error:
-            self.condemn(f"malformed control message: {error}")
+    def announce(self, segment: Segment) -> None:
+        """Tells the stub of a segment with tensors to read. In any thread."""
+        self.channel.known.add(segment.id)
+        self._tell_segment(segment, for_outputs=False)
 
-    def _handle(self, message: Tuple[Any, ...], fds: List[int]) -> None:
-        for fd in fds:
-            os.close(fd)
+    def forget(self, segments: Iterable[int]) -> None:
+        """Tells the stub of segments that are no more, if it knows them. Those of which something is lent to it are told next time."""
+        if self.state in (State.LOADING, State.READY):
+            self._to_forget.update(segments)
+            with self.model.lock:
+                forgotten = self.channel.forgettable(self._to_forget)
+            self._to_forget &= self.channel.known
+            if forgotten:
+                self.process.tell((FORGET, sorted(forgotten)))
+
+    def cancel_coroutine(self, key: int) -> None:
+        """Has the coroutine of a request cancelled. In any thread."""
+        self.process.tell((CANCEL, key))
+
+    def on_message(self, message: Tuple[Any, ...], fds: Sequence[int]) -> None:
         kind, *parts = message
         if kind == LOG:
-            level, file, line, text = parts
-            self._log(_LEVELS[level], file, line, text)
+            (lines,) = parts
+            for level, file, line, text in lines:
+                self._log(LEVELS[level], file, line, text)
+        elif kind == TELL:
+            what, arguments = parts
+            self._serve_told(what, arguments)
+        elif kind == ASK:
+            number, what, arguments = parts
+            self._serve_asked(number, what, arguments)
         elif kind == GROW:
             (nbytes,) = parts
             self._grow(nbytes)
+        elif kind == CHECKED:
+            number, answer = parts
+            if self._check is not None and number == self._checks and not self._check.done():
+                self._check.set_result(answer if type(answer) is bool else None)
+        elif kind == FORKED:
+            (fd,) = fds
+            self._forked = [caller for caller in self._forked if not caller.closed]
+            self._forked.append(ForkedCaller(self, fd))
         elif kind == HELLO:
             protocol, python, numpy, executable = parts
             self._advance(Event.HELLO)
@@ -237,10 +206,11 @@ class Instance:
             logger.debug("stub '%s' (pid %s): Python %s, numpy %s, %s", self.name, self.pid, python, numpy, executable)
             self._load()
         elif kind == READY:
+            (self.has_is_ready,) = parts
             self._advance(Event.LOADED)
             if self.state is State.READY:
-                self._up.lie_down()
-                self._loop.add_reader(self.up_bell, self.model.on_bell, self)
+                self.channel.asleep()
+                self._loop.add_reader(self.channel.up_bell, self.model.on_bell, self)
                 self.model.instance_ready(self)
             self.loaded.set_result(None)
         elif kind == FAILED:
@@ -248,17 +218,21 @@ class Instance:
             self._advance(Event.LOAD_FAILED)
             self.reason = text
             if trace:
-                logger.error("model '%s', instance '%s' did not load:\n%s", self.model.name, self.name, trace.rstrip())
+                logger.error("model '%s', instance '%s' did not load:\n%s", self.model.name, self.name, str(trace).rstrip())
             self.loaded.set_exception(LoadFailed(text))
         else:
             raise ProtocolError(f"no control message begins with {kind!r}")
 
     def _load(self) -> None:
-        model = self.model
-        outputs = Segment.create(model.server.next_segment_id(), model.server.options.backend.shm_default_byte_size)
-        self._segments[outputs.id] = outputs
+        model, backend = self.model, self.model.server.options.backend
+        try:
+            outputs = Segment.create(model.server.next_segment_id(), backend.shm_default_byte_size)
+        except OutOfSharedMemory as error:
+            self.reason = f"Unable to initialize shared memory: {error}"
+            self.kill()
+            return
         settings = {
-            "path": model.path,
+            **model.file.settings(),
             "args": {
                 "model_config": model.config_json,
                 "model_instance_kind": self.spec.kind,
@@ -270,17 +244,21 @@ class Instance:
             },
             "inputs": [spec.name for spec in model.inputs],
             "outputs": [spec.name for spec in model.outputs],
+            "decoupled": model.decoupled,
+            "max_concurrent": model.max_concurrent,
+            "cancel_coroutines": model.cancel_coroutines,
+            "verbose": logger.isEnabledFor(logging.DEBUG),
             "poll_us": STUB_POLL_US if poll_limit(STUB_POLL_US) else 0,
-            "quantum": model.server.options.backend.shm_growth_byte_size,
+            "quantum": backend.shm_growth_byte_size,
         }
-        assert self._channel.fd is not None
-        self._tell((LOAD, settings), [self._channel.fd, self._down_bell, self.up_bell])
-        self._channel.close()
+        channel = self.channel
+        assert channel.segment.fd is not None
+        self.process.tell((LOAD, settings), [channel.segment.fd, channel.down_bell, channel.up_bell])
+        channel.segment.close()
         # At once: a model that loads fast would not find them and ask for more.
-        self._tell_segment(outputs, for_outputs=True)
-        outputs.close()
+        self._give(outputs)
         for segment in model.segments:
-            self._tell_segment(segment, for_outputs=False)
+            self.announce(segment)
 
     def _grow(self, nbytes: int) -> None:
         """Gives the stub's arena another segment."""
@@ -290,163 +268,76 @@ class Instance:
             segment = Segment.create(self.model.server.next_segment_id(), nbytes)
         except OutOfSharedMemory as error:
             logger.error("model '%s', instance '%s': %s", self.model.name, self.name, error)
-            self._tell((SEGMENT, NO_SEGMENT, nbytes, True), [])
+            self.process.tell((SEGMENT, NO_SEGMENT, nbytes, True))
             return
-        self._segments[segment.id] = segment
+        self._give(segment)
+
+    def _give(self, segment: Segment) -> None:
+        # Its descriptor stays open: the stub's tensors may be handed on to other stubs.
+        self.channel.outputs[segment.id] = segment
+        self.channel.known.add(segment.id)
         self._tell_segment(segment, for_outputs=True)
-        segment.close()
 
     def _tell_segment(self, segment: Segment, for_outputs: bool) -> None:
         assert segment.fd is not None
-        self._tell((SEGMENT, segment.id, segment.size, for_outputs), [segment.fd])
+        self.process.tell((SEGMENT, segment.id, segment.size, for_outputs), [segment.fd])
 
-    def _tell(self, message: Tuple[Any, ...], fds: List[int]) -> None:
+    # What the model asks of the server
+
+    def _serve_told(self, what: str, arguments: Sequence[Any]) -> None:
         try:
-            self._control.send(message, fds)
-        except PeerGone:
-            return
-        except TimeoutError as error:
-            self.condemn(str(error))
+            self.model.server.told(self, what, arguments)
+        except CustomMetricError as error:
+            logger.warning("model '%s', instance '%s': %s", self.model.name, self.name, error)
 
-    # The rings
+    def _serve_asked(self, number: int, what: str, arguments: Sequence[Any]) -> None:
+        if type(number) is not int:
+            raise ProtocolError(f"question number {number!r}")
+        task = self._loop.create_task(self._answer(number, what, arguments))
+        self.model.server.keep(task)
 
-    def hand(self, request: Request) -> None:
-        """Puts a request in the next record."""
-        key = self._handed
-        self._handed = key + 1
-        block = request.block
-        self.in_flight[key] = request
-        self._lent[block.key] = block
-        self._pending.append(((key, block.segment.id, block.offset, request.nbytes, request.inputs, request.extras),))
+    async def _answer(self, number: int, what: str, arguments: Sequence[Any]) -> None:
+        error, value = None, None
+        try:
+            value = await self.model.server.asked(self, what, arguments)
+        except (ServerError, CustomMetricError) as failure:
+            error = str(failure)
+        except Exception:
+            logger.exception("model '%s', instance '%s': '%s' failed", self.model.name, self.name, what)
+            error = "internal error: the server's log has the details"
+        if not self.ended.done():
+            self.process.tell((ANSWER, number, error, value))
 
-    def flush(self) -> None:
-        """Writes what is pending as one record and rings the bell if the stub sleeps."""
-        if self._pending:
-            releases = []
-            while self._releases:
-                releases.append(self._releases.popleft())
-            record = self._pack((EXECUTE, releases, self._pending))
-            if len(record) > RECORD_BYTES:
-                record = self._indirect(record)
-            if not self._down.push(record):
-                # Cannot be: a record holds at least one request, and no more are handed over than there are slots.
-                raise ProtocolError("the stub does not take its records")
-            self._pending = []
-        if self._unwritten_finalize and self._down.push(self._pack((FINALIZE,))):
-            self._unwritten_finalize = False
-        self._down.ring()
-
-    def _indirect(self, record: bytes) -> bytes:
-        block = self.model.arena.allocate(len(record))
-        block.write(0, record, len(record))
-        self._lent[block.key] = block
-        self._kept.add(block.key)
-        return self._pack((INDIRECT, *block.key, len(record)))
-
-    def ready(self) -> bool:
-        """Whether a record of the stub's waits."""
-        return self._up.ready()
-
-    def awake(self) -> None:
-        """This side polls from now on."""
-        self._up.stay_awake()
-
-    def asleep(self) -> bool:
-        """This side relies on the bell from now on; False when a record has come meanwhile."""
-        return self._up.lie_down()
-
-    def silence(self) -> None:
-        """Empties the bell."""
-        self._up.silence()
-
-    def drain(self, done: List[Tuple[Request, Outcome]]) -> None:
-        """Takes every record that is there and appends the requests that they answer to ``done``.
+    async def check_ready(self) -> None:
+        """Asks the model's ``is_ready``. Checks made while one is under way share it.
 
         Raises:
-            ProtocolError: the stub wrote what it may not; ``done`` has what came before.
+            Unavailable: it does not say True, not in time, or the stub has ended.
         """
-        while True:
-            record = self._up.pop()
-            if record is None:
-                return
-            message = decode_up(record)
-            if message[0] == INDIRECT:
-                _, segment_id, offset, nbytes = message
-                memory = self._segments.locate(segment_id, offset, nbytes).memory
-                message = decode_up(memory[offset : offset + nbytes])
-                self._releases.append((segment_id, offset))
-                if message[0] != RESULTS:
-                    raise ProtocolError("an indirect record names another")
-            _, releases, results = message
-            for key in releases:
-                if key not in self._kept:
-                    raise ProtocolError(f"block {key} is given back but was not kept")
-                self._kept.remove(key)
-                self._lent.pop(key).release()
-            for result in results:
-                self.poll.waited(result[1] + _HAND_OVER_NS)
-                request = self.in_flight.get(result[0])
-                if request is None:
-                    raise ProtocolError(f"request {result[0]} is answered but was not handed over")
-                done.append((request, self._outcome(request, result)))
-                del self.in_flight[result[0]]
-
-    def _outcome(self, request: Request, result: Tuple[Any, ...]) -> Outcome:
-        _, _nanoseconds, kept, blocks, placed, error, parameters = result
-        outcome = errors.BY_CODE[error[0]](error[1]) if error else self._response(blocks, placed, parameters)
-        if kept:
-            self._kept.add(request.block.key)
-        else:
-            self._lent.pop(request.block.key).release()
-        return outcome
-
-    def _response(self, blocks: Tuple[Tuple[int, int], ...], placed: Tuple[Any, ...], parameters: str) -> Response:
-        memo = self.model.memo
-        plan: Optional[OutputPlan] = memo.get((placed, len(blocks)))
-        if plan is None:
-            plan = OutputPlan(self.model.outputs, placed, len(blocks))
-            self.model.remember((placed, len(blocks)), plan)
-        places: List[Tuple[mmap.mmap, int]] = []
-        leases: List[Lease] = []
+        joined = self._check is not None and not self._check.done()
+        if not joined:
+            self._checks += 1
+            self._check = self._loop.create_future()
+            self.process.tell((CHECK, self._checks))
+        assert self._check is not None
         try:
-            for key, nbytes in zip(blocks, plan.extents):
-                place, lease = self._place(key, nbytes)
-                places.append(place)
-                leases.append(lease)
-        except ProtocolError:
-            for give_back, item in leases:
-                give_back(item)
-            raise
-        return Response(plan, places, leases, parameters)
+            answer = await asyncio.wait_for(asyncio.shield(self._check), READY_SECONDS)
+        except asyncio.TimeoutError:
+            waited_for = "in-flight is_ready()" if joined else "user-defined is_ready()"
+            raise Unavailable(f"Timed out waiting for {waited_for} response") from None
+        if self.state is not State.READY:
+            raise Unavailable(self.reason)
+        if not answer:
+            raise Unavailable(f"Model '{self.name}' is not ready (user-defined check failed).")
 
-    def _place(self, key: Tuple[int, int], nbytes: int) -> Tuple[Tuple[mmap.mmap, int], Lease]:
-        """Where a block with outputs is, checked, and what gives it back."""
-        segment_id, offset = key
-        if segment_id in self._segments:
-            return (self._segments.locate(segment_id, offset, nbytes).memory, offset), (self._releases.append, key)
-        block = self._lent.get(key)
-        if block is None:
-            raise ProtocolError(f"block {key} of an output was not lent")
-        if nbytes > block.size:
-            raise ProtocolError(f"an output lies outside its block {key}")
-        block.retain()
-        return (block.segment.memory, offset), (block.arena.dropped.append, block)
+    # Calls of other models
+
+    def reply(self, call: int, outcome: Optional[Outcome], final: bool) -> None:
+        """Passes an outcome on to the stub. In any thread, not under the lock of a model."""
+        self.model.reply(self, call, outcome, final)
 
 
 def _retrieve(future: asyncio.Future[None]) -> None:
     """An instance that fails while nobody waits for it any more is no complaint of asyncio's."""
     if not future.cancelled():
         future.exception()
-
-
-_LEVELS = {"INFO": logging.INFO, "WARNING": logging.WARNING, "ERROR": logging.ERROR, "VERBOSE": logging.DEBUG}
-
-
-def _describe_exit(status: Optional[int]) -> str:
-    if status is None:
-        return "an unknown status"
-    if status < 0:
-        with suppress(ValueError):
-            return signal.Signals(-status).name
-        return f"signal {-status}"
-    return f"exit code {status}"

@@ -10,6 +10,8 @@ from typing import Callable, Optional, Protocol
 
 VERBOSE = logging.DEBUG
 _LETTERS = {logging.DEBUG: "I", logging.INFO: "I", logging.WARNING: "W", logging.ERROR: "E", logging.CRITICAL: "E"}
+LEVELS = {"INFO": logging.INFO, "WARNING": logging.WARNING, "ERROR": logging.ERROR, "VERBOSE": VERBOSE}
+"""What stubs call them."""
 
 root = logging.getLogger("stublet")
 models = logging.getLogger("stublet.model")
@@ -71,7 +73,9 @@ class Speaker(Protocol):
     """Whose words are logged."""
 
     name: str
-    pid: Optional[int]
+
+    @property
+    def pid(self) -> Optional[int]: ...
 
 
 def stub_logger(speaker: Speaker) -> Callable[[int, str, int, str], None]:

@@ -8,17 +8,18 @@ import logging
 import os
 import threading
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Set, Tuple
 
 from ..shm.arena import Arena, Block
 from ..shm.errors import OutOfSharedMemory, ProtocolError
 from ..shm.segment import Segment
-from . import model_config
-from .errors import Unavailable
+from . import environment, model_config, repository
+from .channel import News
+from .errors import Cancelled, ServerError, Unavailable
 from .instance import Instance, LoadFailed
 from .lifecycle import State
 from .repository import ModelFiles
-from .request import Outcome, Request
+from .request import Outcome, Request, Response
 from .scheduler import DefaultScheduler, Dispatches
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ logger = logging.getLogger(__name__)
 class Model:
     """``load`` starts its stubs; ``submit`` sends a request; ``stop`` ends it.
 
-    ``submit``, ``allocate`` and ``drain`` may be called in any thread: ``lock`` guards the arena, the scheduler and the rings.
+    ``submit``, ``cancel``, ``allocate``, ``reply`` and ``drain`` may be called in any thread: ``lock`` guards the arena, the scheduler
+    and the rings. No two models' locks are ever held at once: what a model's rings say to others is done after its lock is released.
     """
 
     def __init__(self, server: Core, files: ModelFiles, version: int, config: Any) -> None:
@@ -41,12 +43,14 @@ class Model:
         self.config = config
         self.config_dict = model_config.as_dict(config)
         self.config_json = json.dumps(self.config_dict, separators=(",", ":"))
-        self.path = os.path.join(files.path, str(version), config.default_model_filename)
+        self.file = repository.model_file(server.options.backend_directory, files, version, config)
         self.inputs = model_config.tensor_specs(config, config.input)
         self.outputs = model_config.tensor_specs(config, config.output)
         self.max_batch_size: int = config.max_batch_size
         self.decoupled: bool = config.model_transaction_policy.decoupled
-        self.interpreter, self.environment = _interpreter_of(config, files.path)
+        self.max_concurrent = model_config.max_concurrent(config)
+        self.cancel_coroutines = model_config.cancel_coroutines(config)
+        self.environment = environment.Environment(None, {})
         self.lock = threading.Lock()
         self.segments: List[Segment] = []
         self.arena = Arena(self._grow, server.options.backend.shm_growth_byte_size)
@@ -54,9 +58,10 @@ class Model:
         self.reason = ""
         self.memo: Dict[Any, Any] = {}
         """What a front end has worked out about this model and wants to remember; it goes with the model."""
-        self._scheduler: DefaultScheduler[Instance, Request] = DefaultScheduler()
+        self._scheduler: DefaultScheduler[Instance, Request] = DefaultScheduler(self.max_concurrent)
         self._dirty: List[Instance] = []
         self._flush_due = False
+        self._stuck: Set[Instance] = set()
         self._stopping = False
         self._live = 0
         self._loop = asyncio.get_running_loop()
@@ -67,12 +72,28 @@ class Model:
         """Whether a request would be served: an instance is live, and the model is not being unloaded."""
         return not self._stopping and any(instance.state is State.READY for instance in self.instances)
 
+    async def check_ready(self) -> None:
+        """``ready``, and the model's own ``is_ready``, if it has one, in every live instance (spec 2.9).
+
+        Raises:
+            Unavailable: why not.
+        """
+        if not self.ready:
+            raise Unavailable(self.unavailable_text())
+        checked = [instance for instance in self.instances if instance.has_is_ready and instance.state is State.READY]
+        if checked:
+            await asyncio.gather(*(instance.check_ready() for instance in checked))
+
     async def load(self) -> None:
         """Starts every instance and waits until all of them serve.
 
         Raises:
+            ConfigError: its environment cannot be had.
             LoadFailed: one of them did not load; the others are ended.
         """
+        self.environment = await self._loop.run_in_executor(None, environment.prepare, self.config, self.directory, self.server.ending)
+        if self._stopping:
+            raise LoadFailed("the server is ending, or the model was unloaded")
         try:
             self.arena.add(self._grow(self.server.options.backend.shm_default_byte_size))
             for spec in model_config.instance_specs(self.config):
@@ -111,9 +132,10 @@ class Model:
             await asyncio.wait(ends, timeout=_KILL_SECONDS)
         for segment in self.segments:
             segment.close()
+        self.server.forget([segment.id for segment in self.segments])
 
     def _busy(self) -> bool:
-        return bool(self._scheduler.queue) or any(i.in_flight and i.state is State.READY for i in self.instances)
+        return bool(self._scheduler.queue) or any(i.channel.in_flight and i.state is State.READY for i in self.instances)
 
     # Requests
 
@@ -134,24 +156,60 @@ class Model:
         return Unavailable(f"the inputs of a request to model '{self.name}' find no room: {error}")
 
     def submit(self, request: Request) -> None:
-        """Queues a request; ``request.done`` will be called.
+        """Queues a request; ``request.respond`` will be called.
 
         Raises:
-            Unavailable: no instance is live.
+            Unavailable: no instance is live. The request's blocks are given back.
         """
         with self.lock:
             if not self._live or self._stopping:
-                request.block.release()
+                request.release()
                 raise Unavailable(self.unavailable_text())
-            self._hand_over(self._scheduler.enqueue(request))
-            if not self._dirty:
+            refused = self._hand_over(self._scheduler.enqueue(request))
+            if self._dirty:
+                self._flush_soon()
+        _settle(refused)
+
+    def cancel(self, request: Request, reason: Optional[ServerError] = None) -> None:
+        """Nobody wants the answer any more. A request that is not executed yet is answered at once, with ``reason`` or CANCELLED; of one
+        that is, the model is told, and goes on as it likes. In any thread."""
+        refused: List[Settled] = []
+        with self.lock:
+            if request.answered:
                 return
-            if threading.get_ident() != self._loop_thread:
+            instance = request.instance
+            if instance is None:
+                if not self._scheduler.withdraw(request):
+                    return
+                request.release()
+            elif instance.channel.cancel(request):
+                if self.cancel_coroutines:
+                    instance.cancel_coroutine(request.key)
+                return
+            request.answered = True
+            refused.append((request, reason or Cancelled("the request was cancelled before it was executed"), True))
+        _settle(refused)
+
+    def reply(self, instance: Instance, call: int, outcome: Optional[Outcome], final: bool) -> None:
+        """Passes the outcome of a call that the model made on to its stub. In any thread."""
+        with self.lock:
+            if final:
+                instance.open_calls.pop(call, None)
+            if instance.state in (State.READY, State.STOPPING) and not instance.broken:
+                instance.channel.reply(call, outcome, final)
+                self._dirty.append(instance)
                 self._flush()
-            elif not self._flush_due:
-                # Once per turn of the loop: the requests of one turn share a record and a wake-up.
-                self._flush_due = True
-                self._loop.call_soon(self._flush_turn)
+                outcome = None
+        if isinstance(outcome, Response):
+            outcome.release()
+        self._expect_more(instance)
+
+    def finalize(self, instance: Instance) -> None:
+        """Tells an instance to finish."""
+        with self.lock:
+            instance.channel.finalize()
+            self._dirty.append(instance)
+            self._flush()
 
     def remember(self, key: Any, value: Any) -> None:
         """Puts something in ``memo``; when there is too much, all of it goes."""
@@ -166,81 +224,120 @@ class Model:
         reasons = [instance.reason for instance in self.instances if instance.reason]
         return reasons[0] if reasons else f"Request for unknown model: '{self.name}' has no available versions"
 
-    def drain(self, instance: Instance) -> None:
-        """Takes the replies that are there, hands the instance what comes next, and tells the requests' owners."""
+    def drain(self, instance: Instance) -> bool:
+        """Takes what the stub said, hands it what comes next, and tells those whom it concerns; whether the model called others."""
+        news = News()
         with self.lock:
             if instance.broken:
-                return
-            done: List[Tuple[Request, Outcome]] = []
+                return False
             try:
-                instance.drain(done)
+                instance.channel.drain(news)
             except ProtocolError as error:
                 instance.broken = True
-                self._loop.call_soon_threadsafe(instance.condemn, str(error))
-            if done:
-                self._hand_over(self._scheduler.finished(instance, len(done)))
-                if self._dirty:
-                    self._flush()
-        _settle(done)
+                self._loop.call_soon_threadsafe(instance.on_violation, str(error))
+            if news.returned:
+                news.settled += self._hand_over(self._scheduler.finished(instance, news.returned))
+            elif instance.channel.has_releases:
+                self._dirty.append(instance)
+            if self._dirty:
+                self._flush()
+        _settle(news.settled)
+        called = bool(news.calls or news.cancelled_calls)
+        if called:
+            self.server.bls.route(instance, news)
+        return called
 
     def on_bell(self, instance: Instance) -> None:
         """The stub rang: it wrote while this side slept."""
-        instance.silence()
+        instance.channel.silence()
         self._look(instance)
 
     def _look(self, instance: Instance) -> None:
         """Drains, and relies on the bell again, or, when more has come meanwhile, looks again after the loop's other callbacks."""
         self.drain(instance)
-        if not (instance.broken or instance.pollers or instance.asleep()):
+        if not (instance.broken or instance.pollers or instance.channel.asleep()):
             self._loop.call_soon(self._look, instance)
 
     def begin_polling(self, instance: Instance) -> None:
         """From now on the calling thread looks at the instance's ring itself and the stub need not ring."""
         with self.lock:
             instance.pollers += 1
-            instance.awake()
+            instance.channel.awake()
 
     def end_polling(self, instance: Instance) -> None:
         """Undoes ``begin_polling``."""
         with self.lock:
             instance.pollers -= 1
-            missed = instance.pollers == 0 and not instance.asleep()
+            missed = instance.pollers == 0 and not instance.channel.asleep()
         if missed:
             self._loop.call_soon_threadsafe(self._look, instance)
 
-    def _hand_over(self, dispatches: Dispatches[Instance, Request]) -> None:
+    def _hand_over(self, dispatches: Dispatches[Instance, Request]) -> List[Settled]:
+        """Hands requests to instances; returns those that find no room."""
         dirty = self._dirty
+        refused: List[Settled] = []
         for instance, request in dispatches:
-            instance.hand(request)
-            if instance not in dirty:
-                dirty.append(instance)
+            request.instance = instance
+            if instance.channel.hand(request):
+                if instance not in dirty:
+                    dirty.append(instance)
+            else:
+                request.release()
+                request.answered = True
+                refused.append((request, Unavailable(f"instance '{instance.name}' has as many open requests as it can have"), True))
+                refused += self._hand_over(self._scheduler.finished(instance, 1))
+        return refused
+
+    def _flush_soon(self) -> None:
+        if threading.get_ident() != self._loop_thread:
+            self._flush()
+        elif not self._flush_due:
+            # Once per turn of the loop: the requests of one turn share a record and a wake-up.
+            self._flush_due = True
+            self._loop.call_soon(self._flush_turn)
 
     def _flush_turn(self) -> None:
         with self.lock:
             self._flush_due = False
             dirty = self._flush()
         for instance in dirty:
-            budget = instance.poll.nanoseconds()
-            if budget and not instance.pollers:
-                self.begin_polling(instance)
-                self._loop.call_soon(self._poll, instance, perf_counter_ns() + budget)
+            self._expect_more(instance)
+
+    def _expect_more(self, instance: Instance) -> None:
+        """Something was sent: in the loop's own thread, looks for what comes back for a while."""
+        budget = instance.channel.expects.nanoseconds()
+        if budget and not instance.pollers and threading.get_ident() == self._loop_thread:
+            self.begin_polling(instance)
+            self._loop.call_soon(self._poll, instance, perf_counter_ns() + budget)
 
     def _flush(self) -> List[Instance]:
         dirty, self._dirty = self._dirty, []
         for instance in dirty:
             try:
-                instance.flush()
+                instance.channel.flush()
             except (ProtocolError, OutOfSharedMemory) as error:
-                self._loop.call_soon_threadsafe(instance.condemn, str(error))
+                self._loop.call_soon_threadsafe(instance.on_violation, str(error))
+            if instance.channel.stuck and instance not in self._stuck:
+                self._stuck.add(instance)
+                self._loop.call_soon_threadsafe(self._loop.call_later, _STUCK_SECONDS, self._flush_stuck, instance)
         return dirty
+
+    def _flush_stuck(self, instance: Instance) -> None:
+        with self.lock:
+            self._stuck.discard(instance)
+            if instance.state in (State.READY, State.STOPPING):
+                self._dirty.append(instance)
+                self._flush()
 
     def _poll(self, instance: Instance, deadline: int) -> None:
         """One look at a ring in each turn of the loop, for as long as an answer is expected soon."""
         now = perf_counter_ns()
-        if instance.ready():
+        channel = instance.channel
+        if channel.ready():
             self.drain(instance)
-            deadline = now + instance.poll.nanoseconds()
-        if instance.in_flight and now <= deadline and not instance.broken:
+            deadline = now + channel.expects.nanoseconds()
+        if channel.in_flight and now <= deadline and not instance.broken:
+            os.sched_yield()  # the stubs that are to answer may be waiting for this very core
             self._loop.call_soon(self._poll, instance, deadline)
         else:
             self.end_polling(instance)
@@ -250,23 +347,31 @@ class Model:
     def instance_ready(self, instance: Instance) -> None:
         with self.lock:
             self._live += 1
-            self._hand_over(self._scheduler.add(instance))
+            refused = self._hand_over(self._scheduler.add(instance))
             self._flush()
+        _settle(refused)
 
     def instance_gone(self, instance: Instance) -> None:
         """Its process ended: what it was executing fails, what it had not started goes to another instance, if there is one."""
+        if not instance.broken:
+            self.drain(instance)
         with self.lock:
+            # Whatever else is in its rings is not believed any more.
+            instance.broken = True
             self._live = sum(i.state is State.READY for i in self.instances)
-            settled, unstarted = instance.abandoned()
-            self._hand_over(self._scheduler.remove(instance, unstarted))
+            settled, unstarted = instance.channel.abandon(Unavailable(instance.reason or "the model is being unloaded"))
+            for request in unstarted:
+                request.instance = None
+            settled += self._hand_over(self._scheduler.remove(instance, unstarted))
             self._flush()
             queue = self._scheduler.queue
             if not self._live:
                 error = Unavailable(self.unavailable_text())
                 while queue:
                     request = queue.popleft()
-                    request.block.release()
-                    settled.append((request, error))
+                    request.release()
+                    request.answered = True
+                    settled.append((request, error, True))
         _settle(settled)
 
     def _grow(self, nbytes: int) -> Segment:
@@ -278,10 +383,13 @@ class Model:
         return segment
 
 
-def _settle(outcomes: List[Tuple[Request, Outcome]]) -> None:
-    for request, outcome in outcomes:
+Settled = Tuple[Request, Optional[Outcome], bool]
+
+
+def _settle(outcomes: List[Settled]) -> None:
+    for request, outcome, final in outcomes:
         try:
-            request.done(outcome)
+            request.respond(outcome, final)
         except Exception:
             # One that cannot be told must not keep the others from being told.
             logger.exception("the outcome of a request could not be delivered")
@@ -289,18 +397,4 @@ def _settle(outcomes: List[Tuple[Request, Outcome]]) -> None:
 
 _KILL_SECONDS = 5.0
 _REMEMBERED = 1024
-
-
-def _interpreter_of(config: Any, directory: str) -> Tuple[Optional[str], Dict[str, Optional[str]]]:
-    """The interpreter that the model asks for, and the variables that make its environment the active one (spec 2.13)."""
-    environment = model_config.environment_of(config, directory)
-    if environment is None:
-        return None, {}
-    path, libraries = os.environ.get("PATH", ""), os.environ.get("LD_LIBRARY_PATH", "")
-    variables: Dict[str, Optional[str]] = {
-        "VIRTUAL_ENV": environment,
-        "PATH": f"{environment}/bin:{path}",
-        "LD_LIBRARY_PATH": f"{environment}/lib:{libraries}" if libraries else f"{environment}/lib",
-        "PYTHONHOME": None,
-    }
-    return os.path.join(environment, "bin", "python"), variables
+_STUCK_SECONDS = 0.002

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import sys
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from google.protobuf.descriptor import FieldDescriptor
 
 from ..shm.dtype import BY_CONFIG_NAME, DataType
@@ -39,6 +40,11 @@ messages = _load_messages()
 FILE_NAME = "config.pbtxt"
 _FORBIDDEN_IN_NAME = set(";|&$`<>()[]{}\\\"'*?~#!/")
 _ENSEMBLE = "ensemble"
+PYTHON = "python"
+MODEL_FILE_NAME = "model.py"
+
+
+_MOST_CONCURRENT = 4096
 
 
 class ConfigError(Exception):
@@ -78,12 +84,37 @@ def parse(text: str, path: str) -> Any:
     return config
 
 
+def parse_json(text: str) -> Any:
+    """The ModelConfig in ``text``, which is JSON as ``/config`` prints it, or as protobuf does.
+
+    Raises:
+        ConfigError: not JSON, or an unknown field.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the configuration is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"the configuration is not a JSON object: {text:.50}")
+    return from_dict(document, "the configuration does not hold")
+
+
+def from_dict(document: Dict[str, Any], complaint: str) -> Any:
+    """The ModelConfig that a dict describes, which came from JSON of any origin.
+
+    Raises:
+        ConfigError: it describes none; ``complaint`` and the reason.
+    """
+    try:
+        return json_format.ParseDict(document, messages.ModelConfig())
+    except Exception as error:  # protobuf meets some of what is no configuration with errors of other kinds than its own
+        raise ConfigError(f"{complaint}: {error}") from error
+
+
 def complete(config: Any, name: str) -> None:
-    """Fills in what Triton fills in (spec 5.1): the config that models and clients are shown is the effective one."""
+    """Fills in what Triton fills in (spec 5.1), the backend apart: the config that models and clients are shown is the effective one."""
     config.name = config.name or name
-    if not config.backend and not config.platform:
-        config.backend = "python"
-    config.default_model_filename = config.default_model_filename or "model.py"
+    config.default_model_filename = config.default_model_filename or MODEL_FILE_NAME
     batching = config.dynamic_batching if config.WhichOneof("scheduling_choice") == "dynamic_batching" else None
     if batching is not None and not batching.preferred_batch_size and config.max_batch_size > 0:
         batching.preferred_batch_size.append(config.max_batch_size)
@@ -100,8 +131,11 @@ def complete(config: Any, name: str) -> None:
             group.kind = messages.ModelInstanceGroup.KIND_CPU
 
 
-def check(config: Any, name: str) -> None:
-    """Checks a completed configuration for what this server can serve.
+def check_identity(config: Any, name: str, backend_directory: str = "") -> None:
+    """Checks of a completed configuration what must be known before any process is started for it: whose it is, and what runs it.
+
+    Args:
+        backend_directory: where Python-based backends are; "" for nowhere.
 
     Raises:
         ConfigError: with Triton's text where it has one.
@@ -112,10 +146,34 @@ def check(config: Any, name: str) -> None:
         raise ConfigError(f"the model's directory is named '{name}', but its configuration says name: '{config.name}'")
     if config.platform == _ENSEMBLE:
         raise ConfigError(f"'{name}' is an ensemble, which this version of stublet does not serve")
-    if config.platform or config.backend != "python":
+    if config.platform and config.backend:
+        raise ConfigError(f"unexpected 'platform' and 'backend' pair, got:{config.platform}, {config.backend}")
+    if config.backend != PYTHON and not python_based_backend(backend_directory, config.backend):
         raise ConfigError(
-            f"unable to find backend '{config.backend or config.platform}' of model '{name}': stublet serves backend: \"python\""
+            f"unable to find backend library for backend '{config.backend or config.platform}' of model '{name}': stublet serves"
+            ' backend: "python", and Python-based backends in --backend-directory'
         )
+    file = os.path.normpath(config.default_model_filename)
+    if os.path.isabs(file) or file.split(os.sep)[0] == os.pardir:
+        raise ConfigError(f"'default_model_filename' of model '{name}' must be below its version directories, not '{file}'")
+
+
+def python_based_backend(backend_directory: str, backend: str) -> str:
+    """The directory of a Python-based backend, which has a ``model.py``; "" when there is none of that name (spec 2.1)."""
+    if not backend_directory or not backend or backend in (os.curdir, os.pardir) or set(backend) & {os.sep, "\0"}:
+        return ""
+    directory = os.path.join(os.path.abspath(backend_directory), backend)
+    return directory if os.path.isfile(os.path.join(directory, MODEL_FILE_NAME)) else ""
+
+
+def check(config: Any, name: str) -> None:
+    """Checks a configuration that is complete in every respect for what this server can serve; ``check_identity`` has the rest.
+
+    Raises:
+        ConfigError: with Triton's text where it has one.
+    """
+    if config.HasField("ensemble_scheduling"):
+        raise ConfigError(f"ensemble scheduling cannot be set for model '{name}' whose platform is not ensemble")
     for section in ("sequence_batching", "batch_input", "batch_output", "model_warmup"):
         if _is_set(config, section):
             raise ConfigError(f"'{section}' of model '{name}' is not supported by this version of stublet")
@@ -123,6 +181,7 @@ def check(config: Any, name: str) -> None:
         raise ConfigError(f"'max_batch_size' must be non-negative value for {name}")
     _check_tensors(config.input, "input", name)
     _check_tensors(config.output, "output", name)
+    _check_parameters(config)
     for group in config.instance_group:
         if group.kind == messages.ModelInstanceGroup.KIND_GPU:
             raise ConfigError(
@@ -130,6 +189,13 @@ def check(config: Any, name: str) -> None:
             )
         if group.gpus:
             raise ConfigError(f"instance group {group.name} of model {name} has kind KIND_CPU but specifies one or more GPU")
+
+
+def _check_parameters(config: Any) -> None:
+    """Those that are for the server; all others are the model's."""
+    name = "FORCE_CPU_ONLY_INPUT_TENSORS"
+    if name in config.parameters and config.parameters[name].string_value not in ("yes", "no"):
+        raise ConfigError(f"Incorrect value for {name}: {config.parameters[name].string_value}'")
 
 
 def _is_set(config: Any, field: str) -> bool:
@@ -227,19 +293,37 @@ def _plain(field: FieldDescriptor, value: Any) -> Any:
     return value
 
 
-def environment_of(config: Any, model_dir: str) -> Optional[str]:
-    """The directory of ``EXECUTION_ENV_PATH``, ``$$TRITON_MODEL_DIRECTORY`` replaced; None when the model names none (spec 2.13).
+def environment_path(config: Any, model_dir: str) -> str:
+    """What ``EXECUTION_ENV_PATH`` names, ``$$TRITON_MODEL_DIRECTORY`` replaced; "" when the model names no environment (spec 2.13)."""
+    value: str = config.parameters["EXECUTION_ENV_PATH"].string_value if "EXECUTION_ENV_PATH" in config.parameters else ""
+    return os.path.abspath(value.replace("$$TRITON_MODEL_DIRECTORY", model_dir)) if value else ""
+
+
+def max_concurrent(config: Any) -> int:
+    """How many executions of an instance may overlap, from the parameter ``max_concurrent``; it matters to ``async def execute`` only.
 
     Raises:
-        ConfigError: it is no directory, or has no interpreter.
+        ConfigError: not a number above 0.
     """
-    value: str = config.parameters["EXECUTION_ENV_PATH"].string_value if "EXECUTION_ENV_PATH" in config.parameters else ""
-    if not value:
-        return None
-    path = os.path.abspath(value.replace("$$TRITON_MODEL_DIRECTORY", model_dir))
-    if not os.path.isdir(path):
-        kind = "is not a directory (packed archives are not supported by this version)" if os.path.exists(path) else "does not exist"
-        raise ConfigError(f"EXECUTION_ENV_PATH of model '{config.name}': '{path}' {kind}")
-    if not os.access(os.path.join(path, "bin", "python"), os.X_OK):
-        raise ConfigError(f"EXECUTION_ENV_PATH of model '{config.name}': '{path}/bin/python' is not an executable interpreter")
-    return path
+    text = _parameter(config, "max_concurrent") or "1"
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= _MOST_CONCURRENT:
+        raise ConfigError(
+            f"parameter 'max_concurrent' of model '{config.name}' must be a number from 1 to {_MOST_CONCURRENT}, not '{text}'"
+        )
+    return int(text)
+
+
+def cancel_coroutines(config: Any) -> bool:
+    """Whether a coroutine of ``async def execute`` is cancelled when nobody wants its answer, from the parameter ``cancel_coroutines``.
+
+    Raises:
+        ConfigError: neither "yes" nor "no".
+    """
+    text = _parameter(config, "cancel_coroutines") or "no"
+    if text not in ("yes", "no"):
+        raise ConfigError(f"parameter 'cancel_coroutines' of model '{config.name}' must be \"yes\" or \"no\", not '{text}'")
+    return text == "yes"
+
+
+def _parameter(config: Any, key: str) -> str:
+    return config.parameters[key].string_value if key in config.parameters else ""

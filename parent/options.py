@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Dict, List, Sequence, Tuple
 
@@ -13,11 +14,13 @@ class OptionError(Exception):
 @dataclass(slots=True)
 class BackendOptions:
     """``--backend-config=python,<key>=<value>`` (spec 2.12). Sizes in bytes. ``stub_timeout_seconds`` is checked and, as in Triton, has
-    no effect: a slow ``initialize`` is waited for."""
+    no effect: a slow ``initialize`` is waited for. ``auto_complete_timeout_seconds`` bounds a model's ``auto_complete_config``, with
+    the import of the model."""
 
     shm_default_byte_size: int = 1 << 20
     shm_growth_byte_size: int = 1 << 20
     stub_timeout_seconds: int = 30
+    auto_complete_timeout_seconds: int = 300
 
     @classmethod
     def parse(cls, settings: Sequence[Tuple[str, str]]) -> BackendOptions:
@@ -47,21 +50,59 @@ _MINIMUM: Dict[str, Tuple[int, str]] = {
     "shm-default-byte-size": (1 << 20, "can't be smaller than 1 MiB"),
     "shm-growth-byte-size": (1, "can't be smaller than or equal to zero."),
     "stub-timeout-seconds": (1, "can't be smaller than or equal to zero."),
+    "auto-complete-timeout-seconds": (1, "can't be smaller than or equal to zero."),
 }
-_MEANINGLESS_HERE = {"shm-region-prefix-name", "thread-pool-size", "shm_message_queue_size", "default-max-batch-size"}
+_MEANINGLESS_HERE = {
+    "shm-region-prefix-name", "thread-pool-size", "shm_message_queue_size", "default-max-batch-size", "backend-directory",
+}  # fmt: skip
+
+
+ALL_MODELS = "*"
 
 
 @dataclass(slots=True)
 class ServerOptions:
-    """Everything a server is started with. ``exit_timeout_secs`` bounds the whole of an orderly end."""
+    """Everything a server is started with. ``exit_timeout_secs`` bounds the whole of an orderly end. ``model_control_mode`` is "none"
+    (every model is loaded at the start, and stays) or "explicit" (``load_models`` are, and models come and go). ``backend_directory``
+    holds Python-based backends. ``auto_complete_config`` permits models to complete their configuration. ``metrics_address`` is, when
+    empty, ``http_address``."""
 
     model_repositories: List[str] = field(default_factory=list)
+    model_control_mode: str = "none"
+    load_models: List[str] = field(default_factory=list)
+    backend_directory: str = ""
+    auto_complete_config: bool = True
     allow_http: bool = True
     http_address: str = "127.0.0.1"
     http_port: int = 8000
     http_max_input_size: int = 64 << 20
+    allow_metrics: bool = True
+    metrics_address: str = ""
+    metrics_port: int = 8002
     server_id: str = "triton"
     exit_on_error: bool = True
     exit_timeout_secs: float = 30
     strict_readiness: bool = True
     backend: BackendOptions = field(default_factory=BackendOptions)
+
+    @property
+    def explicit(self) -> bool:
+        """Whether models may be loaded and unloaded while the server runs."""
+        return self.model_control_mode == "explicit"
+
+    def check(self) -> None:
+        """Checks what depends on more than one option.
+
+        Raises:
+            OptionError: with Triton's text where it has one.
+        """
+        if self.model_control_mode == "poll":
+            raise OptionError("--model-control-mode=poll is not in this version; use none or explicit")
+        if self.model_control_mode not in ("none", "explicit"):
+            raise OptionError(f"--model-control-mode={self.model_control_mode}: the modes are none and explicit")
+        if self.load_models and not self.explicit:
+            raise OptionError("Use of '--load-model' requires setting '--model-control-mode=explicit' as well.")
+        if ALL_MODELS in self.load_models and len(set(self.load_models)) > 1:
+            raise OptionError("Wildcard model name '*' must be the ONLY startup model if specified at all.")
+        if self.backend_directory and not os.path.isdir(self.backend_directory):
+            raise OptionError(f"--backend-directory: '{self.backend_directory}' is not a directory")

@@ -1,9 +1,13 @@
-"""Model repositories: directories of models, each a directory with ``config.pbtxt`` and numbered version directories (spec 5.6)."""
+"""Model repositories: directories of models, each a directory with ``config.pbtxt`` and numbered version directories (spec 5.6).
+
+What is decided here looks at directories and starts nothing: which models there are, what their configurations say, which file runs
+them, and whether any of that has changed.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, List, NamedTuple, Sequence
+from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from . import model_config
 from .model_config import ConfigError
@@ -21,31 +25,78 @@ class ModelFiles(NamedTuple):
     versions: List[int]
 
 
+class ModelFile(NamedTuple):
+    """What a stub imports. ``backend_dir`` is the directory of a Python-based backend, "" for an ordinary model. ``version_dir`` is
+    what ``get_model_dir`` tells the model."""
+
+    path: str
+    backend_dir: str
+    version_dir: str
+
+    def settings(self) -> Dict[str, str]:
+        """As a stub is told."""
+        return {"path": self.path, "backend_dir": self.backend_dir, "model_dir": self.version_dir}
+
+
 def scan(roots: Sequence[str]) -> Dict[str, ModelFiles]:
     """The models of all repositories, by name. Files, hidden directories, and directories with neither versions nor a config are ignored.
 
     Raises:
-        RepositoryError: a root is not a directory, or a model is in two of them.
+        RepositoryError: a root is not a directory, a model's cannot be read, or a model is in two of them.
     """
+    check_roots(roots)
     found: Dict[str, ModelFiles] = {}
     for root in roots:
-        if not os.path.isdir(root):
-            raise RepositoryError(f"the model repository '{root}' is not a directory")
         for entry in sorted(os.scandir(root), key=lambda e: e.name):
-            if not entry.is_dir() or entry.name.startswith(".") or entry.name == "__pycache__":
-                continue
-            files = ModelFiles(entry.name, os.path.abspath(entry.path), _versions(entry.path))
-            if not files.versions and not os.path.exists(os.path.join(files.path, model_config.FILE_NAME)):
-                continue
-            if files.name in found:
-                raise RepositoryError(
-                    f"model '{files.name}' appears in two or more repositories: '{found[files.name].path}' and '{files.path}'"
-                )
-            found[files.name] = files
+            files = _look(root, entry.name)
+            if files is not None:
+                _add(found, files)
     return found
 
 
-def _versions(path: str) -> List[int]:
+def find(roots: Sequence[str], name: str) -> Optional[ModelFiles]:
+    """The model of that name, as ``scan`` would find it, or None.
+
+    Raises:
+        RepositoryError: its directory cannot be read, or it is in two repositories.
+    """
+    found: Dict[str, ModelFiles] = {}
+    for root in roots:
+        files = _look(root, name)
+        if files is not None:
+            _add(found, files)
+    return found.get(name)
+
+
+def check_roots(roots: Sequence[str]) -> None:
+    """Checks that every repository is there.
+
+    Raises:
+        RepositoryError: one is not a directory.
+    """
+    for root in roots:
+        if not os.path.isdir(root):
+            raise RepositoryError(f"the model repository '{root}' is not a directory")
+
+
+def _look(root: str, name: str) -> Optional[ModelFiles]:
+    path = os.path.join(os.path.abspath(root), name)
+    if name.startswith(".") or name == "__pycache__" or not os.path.isdir(path):
+        return None
+    try:
+        files = ModelFiles(name, path, versions_in(path))
+    except OSError as error:
+        raise RepositoryError(f"the directory of model '{name}' cannot be read: {error}") from error
+    return files if files.versions or os.path.exists(os.path.join(path, model_config.FILE_NAME)) else None
+
+
+def _add(found: Dict[str, ModelFiles], files: ModelFiles) -> None:
+    other = found.setdefault(files.name, files)
+    if other is not files:
+        raise RepositoryError(f"model '{files.name}' appears in two or more repositories: '{other.path}' and '{files.path}'")
+
+
+def versions_in(path: str) -> List[int]:
     """Directories whose names are positive integers without a leading zero; others are not versions."""
     return sorted(
         int(entry.name)
@@ -54,23 +105,93 @@ def _versions(path: str) -> List[int]:
     )
 
 
-def load_config(files: ModelFiles) -> Any:
-    """The model's configuration, completed and checked.
+def read_config(files: ModelFiles) -> Any:
+    """The model's ``config.pbtxt``; an empty configuration when it has none.
 
     Raises:
-        ConfigError: no file, not readable, does not parse, or does not hold.
+        ConfigError: not readable, or does not parse.
     """
     path = os.path.join(files.path, model_config.FILE_NAME)
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
-    except FileNotFoundError as error:
-        raise ConfigError(f"model '{files.name}' has no {model_config.FILE_NAME} in '{files.path}'") from error
+    except FileNotFoundError:
+        return model_config.messages.ModelConfig()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    config = model_config.parse(text, path)
-    model_config.complete(config, files.name)
-    model_config.check(config, files.name)
+    return model_config.parse(text, path)
+
+
+def settle(config: Any, files: ModelFiles, backend_directory: str = "") -> List[int]:
+    """Completes a configuration that was read, so far as that can be done without the model's own code, and checks that it can be run.
+
+    Returns:
+        The versions to serve, ascending.
+
+    Raises:
+        ConfigError: with Triton's text where it has one.
+    """
     if not files.versions:
         raise ConfigError(f"at least one version must be available under the version policy of model '{files.name}'")
-    return config
+    if not config.backend and not config.platform:
+        config.backend = _backend_of(config, files)
+    model_config.complete(config, files.name)
+    model_config.check_identity(config, files.name, backend_directory)
+    return model_config.chosen_versions(config, files.versions)
+
+
+def _backend_of(config: Any, files: ModelFiles) -> str:
+    """The backend of a model that names none: ``python`` when a version has the file, else what follows the last dot of its name."""
+    file = config.default_model_filename or model_config.MODEL_FILE_NAME
+    if any(os.path.isfile(os.path.join(files.path, str(version), file)) for version in files.versions):
+        return model_config.PYTHON
+    backend = files.name.rpartition(".")[2] if "." in files.name else ""
+    if not backend:
+        raise ConfigError(
+            f"Invalid model name: Could not determine backend for model '{files.name}' with no backend in model configuration. Expected"
+            " model name of the form 'model.<backend_name>'."
+        )
+    return backend
+
+
+def model_file(backend_directory: str, files: ModelFiles, version: int, config: Any) -> ModelFile:
+    """The file that a stub of this version imports, for a configuration that was checked (spec 2.1)."""
+    version_dir = os.path.join(files.path, str(version))
+    backend_dir = "" if config.backend == model_config.PYTHON else model_config.python_based_backend(backend_directory, config.backend)
+    if backend_dir:
+        return ModelFile(os.path.join(backend_dir, model_config.MODEL_FILE_NAME), backend_dir, version_dir)
+    return ModelFile(os.path.join(version_dir, config.default_model_filename), "", version_dir)
+
+
+def fingerprint(path: str) -> FrozenSet[Tuple[str, int, int]]:
+    """(path, time of change in ns, bytes) of every file below a directory, or of the file itself: when it is the same, nothing changed."""
+    return frozenset(_stats(path, set())) if os.path.isdir(path) else frozenset(_stat(path))
+
+
+def _stats(directory: str, seen: Set[Tuple[int, int]]) -> Iterator[Tuple[str, int, int]]:
+    for root, directories, names in os.walk(directory, followlinks=True):
+        for name in list(directories):
+            if name == "__pycache__" or _seen(os.path.join(root, name), seen):
+                directories.remove(name)
+        for name in names:
+            yield from _stat(os.path.join(root, name))
+
+
+def _seen(directory: str, seen: Set[Tuple[int, int]]) -> bool:
+    """Whether a directory was met before, as one that links to a directory above it is."""
+    try:
+        about = os.stat(directory)
+    except OSError:
+        return True
+    key = about.st_dev, about.st_ino
+    before = key in seen
+    seen.add(key)
+    return before
+
+
+def _stat(path: str) -> Iterator[Tuple[str, int, int]]:
+    try:
+        about = os.stat(path)
+    except OSError:  # a link that leads nowhere, or just removed
+        return
+    yield path, about.st_mtime_ns, about.st_size

@@ -1,21 +1,65 @@
-"""A request and its response as the server holds them: where their tensors lie in shared memory, and who is told."""
+"""A request and its responses as the server holds them: where their tensors lie in shared memory, and who is told."""
 
 from __future__ import annotations
 
-import mmap
+import threading
 import weakref
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from ..shm.arena import Block
 from ..shm.dtype import BY_CODE, DataType
 from ..shm.errors import ProtocolError
+from ..shm.segment import Segment
 from .errors import ServerError
 from .model_config import TensorSpec
 
+if TYPE_CHECKING:
+    from .instance import Instance
+
 Lease = Tuple[Callable[[Any], None], Any]
 """What gives a block back: a function safe to call in any thread, even from a garbage collection, and its argument."""
+
+
+class Loan:
+    """A block that belongs to another than who is given it: another model's arena, or another stub's. It goes back to where it came
+    from when its last holder releases it. In any thread."""
+
+    __slots__ = ("_holders", "_lease", "_lock", "offset", "segment", "size")
+
+    def __init__(self, segment: Segment, offset: int, size: int, lease: Lease) -> None:
+        self.segment = segment
+        self.offset = offset
+        self.size = size
+        self._lease = lease
+        self._holders = 1
+        self._lock = threading.Lock()
+
+    @property
+    def key(self) -> Tuple[int, int]:
+        """What names the block in a message: (segment id, offset)."""
+        return self.segment.id, self.offset
+
+    def retain(self) -> None:
+        with self._lock:
+            self._holders += 1
+
+    def release(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            last = self._holders == 0
+        if last:
+            give_back, item = self._lease
+            give_back(item)
+
+    def lease(self) -> Lease:
+        """One more hold on it, as what gives it back."""
+        self.retain()
+        return Loan.release, self
+
+
+Lent = Union[Block, Loan]
 
 
 class Output(NamedTuple):
@@ -59,12 +103,12 @@ class OutputPlan:
 class Response:
     """The outputs of a request, which stay in shared memory until ``release`` or, after ``views``, until the last view is gone.
 
-    ``places``: the mapping and the offset in it of each block.
+    ``places``: the segment and the offset in it of each block.
     """
 
     __slots__ = ("_leases", "parameters", "places", "plan")
 
-    def __init__(self, plan: OutputPlan, places: List[Tuple[mmap.mmap, int]], leases: List[Lease], parameters: str) -> None:
+    def __init__(self, plan: OutputPlan, places: List[Tuple[Segment, int]], leases: List[Lease], parameters: str) -> None:
         self.plan = plan
         self.places = places
         self._leases = leases
@@ -72,9 +116,9 @@ class Response:
 
     def copy(self, output: Output) -> bytes:
         """The bytes of one output."""
-        memory, start = self.places[output.block]
+        segment, start = self.places[output.block]
         start += output.offset
-        return memory[start : start + output.nbytes]
+        return segment.memory[start : start + output.nbytes]
 
     def release(self) -> None:
         """Gives the memory back. Nothing may read the outputs afterwards."""
@@ -86,12 +130,17 @@ class Response:
         """The bytes of each output, UINT8 [nbytes], without a copy; each block goes back when the last view of it is collected."""
         bases: Dict[int, np.ndarray] = {}
         for index, (give_back, block) in enumerate(self._leases):
-            memory, start = self.places[index]
-            bases[index] = np.ndarray((self.plan.extents[index],), np.uint8, memory, start)
+            segment, start = self.places[index]
+            bases[index] = np.ndarray((self.plan.extents[index],), np.uint8, segment.memory, start)
             weakref.finalize(bases[index], give_back, block).atexit = False
         self._leases = []
         for output in self.plan.outputs:
             yield bases[output.block][output.offset : output.offset + output.nbytes]
+
+    def lend(self) -> List[Loan]:
+        """Its blocks, to be handed to another stub, which gives them back."""
+        leases, self._leases = self._leases, []
+        return [Loan(segment, offset, extent, lease) for (segment, offset), extent, lease in zip(self.places, self.plan.extents, leases)]
 
 
 Outcome = Union[Response, ServerError]
@@ -100,17 +149,40 @@ Outcome = Union[Response, ServerError]
 class Request:
     """One inference on its way.
 
-    ``inputs`` and ``extras`` are as in a message (``stublet.shm.message``); ``done`` is called once, in whatever thread the outcome
-    becomes known, and must not block. Until then the request holds its ``block``.
+    ``blocks``, each with the bytes of it that are used, hold its inputs; the request holds them until ``execute`` is over. ``inputs``
+    and ``extras`` are as in a message (``stublet.shm.message``). ``borrowed`` says that the blocks are those of another stub, whose contents must not be changed.
+
+    ``respond`` is called with each outcome and whether it is the last one: exactly once with True. For a decoupled model, the last
+    call may have no outcome (None); for any other there is one call, and it has one. It is called in whatever thread the outcome
+    becomes known, and must not block.
     """
 
-    __slots__ = ("block", "done", "extras", "inputs", "nbytes")
+    __slots__ = ("answered", "blocks", "borrowed", "extras", "finished", "inputs", "instance", "key", "respond", "returned")
 
     def __init__(
-        self, block: Block, nbytes: int, inputs: Sequence[Tuple[Any, ...]], extras: Tuple[Any, ...], done: Callable[[Outcome], None]
+        self,
+        blocks: Sequence[Tuple[Lent, int]],
+        inputs: Sequence[Tuple[Any, ...]],
+        extras: Tuple[Any, ...],
+        respond: Callable[[Optional[Outcome], bool], None],
+        borrowed: bool = False,
     ) -> None:
-        self.block = block
-        self.nbytes = nbytes
+        self.blocks = blocks
         self.inputs = inputs
         self.extras = extras
-        self.done = done
+        self.respond = respond
+        self.borrowed = borrowed
+        self.answered = False
+        """``respond`` was told the last outcome."""
+        self.finished = False
+        """The stub has nothing more to say of it."""
+        self.returned = False
+        """``execute`` is over for it."""
+        self.instance: Optional[Instance] = None
+        """Who it was handed to, under the number ``key``."""
+        self.key = 0
+
+    def release(self) -> None:
+        """Gives its blocks back. Under the lock of the model that it was submitted to."""
+        for block, _ in self.blocks:
+            block.release()

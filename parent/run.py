@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from typing import Any, List, Optional, Set
+from typing import Any, Optional, Set
 
 import uvloop
 
@@ -16,7 +16,9 @@ from .cli import EXIT_FAILED, EXIT_OK
 from .core import Core
 from .fork_server import ForkServer
 from .http import HttpFrontEnd
+from .http_protocol import InferProtocol
 from .http_server import HttpServer
+from .metrics_server import MetricsServer
 from .options import OptionError, ServerOptions
 from .repository import RepositoryError
 from .spawner import Spawner
@@ -51,6 +53,7 @@ class _Run:
         self._options = options
         self._core = Core(options, spawner)
         self._http: Optional[HttpServer] = None
+        self._metrics: Optional[MetricsServer] = None
         self._signals = 0
         self._stop = asyncio.Event()
 
@@ -59,9 +62,7 @@ class _Run:
         for signum in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(signum, self._on_signal, signum)
         try:
-            if self._options.allow_http:
-                self._http = HttpServer(HttpFrontEnd(self._core), self._options.http_address, self._options.http_port)
-                self._http.start()
+            self._listen()
             await self._until_stopped(asyncio.ensure_future(self._core.start()))
             if self._core.failures and self._options.exit_on_error and not self._stop.is_set():
                 print_status(self._core.status())
@@ -77,6 +78,15 @@ class _Run:
                 for name, reason in self._core.failures.items():
                     print(f"error: failed to load '{name}': {reason}", file=sys.stderr)
 
+    def _listen(self) -> None:
+        options = self._options
+        if options.allow_http:
+            self._http = HttpServer(HttpFrontEnd(self._core), options.http_address, options.http_port, InferProtocol)
+            self._http.start()
+        if options.allow_metrics:
+            self._metrics = MetricsServer(self._core.metrics_text, options.metrics_address or options.http_address, options.metrics_port)
+            self._metrics.start()
+
     async def _until_stopped(self, start: asyncio.Future[None]) -> None:
         stop = asyncio.ensure_future(self._stop.wait())
         waiting: Set[asyncio.Future[Any]] = {start, stop}
@@ -89,15 +99,10 @@ class _Run:
 
     def _announce(self) -> None:
         print_status(self._core.status())
-        lines: List[str] = []
-        if self._http is not None:
-            host = f"[{self._options.http_address}]" if ":" in self._options.http_address else self._options.http_address
-            lines.append(f"HTTP     http://{host}:{self._http.port}")
-        else:
-            lines.append("HTTP     off")
-        lines += ["gRPC     not in this version", "metrics  not in this version"]
-        print("\n".join(lines), flush=True)
-        logger.info("serving %d models; Ctrl-C ends", len(self._core.models))
+        http, metrics = (server.url if server else "off" for server in (self._http, self._metrics))
+        print(f"HTTP     {http}\ngRPC     not in this version\nmetrics  {metrics}", flush=True)
+        serving = sum(any(m.ready for m in versions.values()) for versions in self._core.models.values())
+        logger.info("serving %d model%s; Ctrl-C ends", serving, "" if serving == 1 else "s")
 
     def _on_signal(self, signum: int) -> None:
         self._signals += 1
@@ -110,6 +115,6 @@ class _Run:
     async def _end(self) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._options.exit_timeout_secs
-        if self._http is not None:
-            await self._http.stop(self._options.exit_timeout_secs * _MODELS_SHARE)
+        servers = [server for server in (self._http, self._metrics) if server is not None]
+        await asyncio.gather(*(server.stop(self._options.exit_timeout_secs * _MODELS_SHARE) for server in servers))
         await self._core.stop(max(deadline - loop.time(), 0))

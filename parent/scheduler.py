@@ -18,9 +18,14 @@ record serve several; no other instance could have taken them meanwhile. With se
 
 
 class DefaultScheduler(Generic[Instance, Request]):
-    """Every method returns the dispatches that follow, in order."""
+    """Every method returns the dispatches that follow, in order.
 
-    def __init__(self) -> None:
+    Args:
+        capacity: how many requests an instance executes at a time.
+    """
+
+    def __init__(self, capacity: int = 1) -> None:
+        self._capacity = capacity
         self.queue: Deque[Request] = deque()
         self._load: Dict[Instance, int] = {}
         self._idle: List[Instance] = []
@@ -44,10 +49,17 @@ class DefaultScheduler(Generic[Instance, Request]):
         self.queue.append(request)
         return self._dispatch()
 
+    def withdraw(self, request: Request) -> bool:
+        """Takes a request out of the queue; False if it is not in it."""
+        if request in self.queue:
+            self.queue.remove(request)
+            return True
+        return False
+
     def finished(self, instance: Instance, requests: int) -> Dispatches:
         """An instance answered that many requests."""
         load = self._load[instance] = self._load[instance] - requests
-        if load == 0:
+        if load < self._capacity and instance not in self._idle:
             # The most recently used instance is taken first: its caches are warm.
             self._idle.append(instance)
         return self._dispatch() if self.queue else []
@@ -56,12 +68,14 @@ class DefaultScheduler(Generic[Instance, Request]):
         queue, idle, load = self.queue, self._idle, self._load
         dispatches: Dispatches = []
         while queue and idle:
-            instance = idle.pop()
+            instance = idle[-1] if self._capacity == 1 else min(reversed(idle), key=load.__getitem__)
             load[instance] += 1
+            if load[instance] >= self._capacity:
+                idle.remove(instance)
             dispatches.append((instance, queue.popleft()))
         if queue and len(load) == 1:
             (instance,) = load
-            while queue and load[instance] < LOOKAHEAD:
+            while queue and load[instance] < max(LOOKAHEAD, self._capacity):
                 load[instance] += 1
                 dispatches.append((instance, queue.popleft()))
         return dispatches

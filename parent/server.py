@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import threading
+from contextlib import suppress
 from time import perf_counter_ns
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, AsyncIterator, Coroutine, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import msgspec
 import numpy as np
@@ -120,12 +122,44 @@ class Server:
     def _find(self, model: str, version: Optional[int]) -> Model:
         found = self.core.find(model, version)
         if found.decoupled:
-            raise Unsupported(f"model '{model}' is decoupled, which this version of stublet does not serve")
+            raise Unsupported(f"model '{model}' is decoupled and may answer more than once: use infer_stream or infer_stream_async")
         return found
 
     def ready(self) -> bool:
-        """Whether every model serves."""
-        return self.core.ready
+        """Whether every model serves, and says so itself if it has an ``is_ready``."""
+        return bool(self._run(self.core.check_ready()))
+
+    def metrics(self) -> str:
+        """What the metrics port of a server would show."""
+
+        async def text() -> bytes:
+            return self.core.metrics_text()
+
+        return bytes(self._run(text())).decode()
+
+    def load_model(self, name: str, config: str = "", files: Optional[Mapping[str, bytes]] = None) -> None:
+        """Loads a model, or loads it again, and waits until it serves. The server must run with ``model_control_mode="explicit"``.
+
+        Args:
+            config: JSON text that replaces its configuration.
+            files: ``{"file:<version>/<path>": content}`` that replaces its directory; needs ``config``.
+
+        Raises:
+            ServerError: it did not load; one that served before still does.
+        """
+        self._run(self.core.load_model(name, config, files))
+
+    def unload_model(self, name: str) -> None:
+        """Unloads a model, and waits until it has finished what it was asked and has ended.
+
+        Raises:
+            ServerError: it was not unloaded.
+        """
+        self._run(self.core.unload_model(name))
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        assert self.loop is not None
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
 
     def status(self) -> List[ModelStatus]:
         """A row for each instance."""
@@ -151,13 +185,90 @@ class Server:
 
         Raises:
             ServerError: one of its classes, as a client would be told.
-            TimeoutError: no answer in time; the request goes on.
+            TimeoutError: no answer in time; the request is cancelled.
         """
         found = self._find(model, version)
         waiter = _Waiter()
         request = _request(found, inputs, outputs, request_id, parameters, waiter.settle)
         found.submit(request)
-        return _result(found, waiter.wait(found, timeout))
+        try:
+            return _result(found, waiter.wait(found, timeout))
+        except BaseException:
+            found.cancel(request)
+            raise
+
+    def infer_stream(
+        self,
+        model: str,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        version: Optional[int] = None,
+        outputs: Sequence[str] = (),
+        request_id: str = "",
+        parameters: Optional[Parameters] = None,
+        timeout: Optional[float] = None,
+    ) -> InferStream:
+        """Runs one inference and iterates over its responses as they come: any number for a decoupled model, one for any other.
+
+        Leaving the loop early, or ``close``, cancels the request.
+
+        Args:
+            timeout: seconds to wait for each response.
+            others: as of ``infer``.
+
+        Raises:
+            ServerError: one of its classes, as a client would be told; here, or while iterating.
+            TimeoutError: while iterating: no response in time. The iteration may go on.
+        """
+        found = self.core.find(model, version)
+        assert self.loop is not None
+        arrivals = _Arrivals(found, self.loop)
+        stream = InferStream(arrivals, timeout)
+        arrivals.submit(_request(found, inputs, outputs, request_id, parameters, arrivals.settle))
+        return stream
+
+    async def infer_stream_async(
+        self,
+        model: str,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        version: Optional[int] = None,
+        outputs: Sequence[str] = (),
+        request_id: str = "",
+        parameters: Optional[Parameters] = None,
+    ) -> AsyncIterator[InferResult]:
+        """``infer_stream`` for a coroutine of any event loop; see there."""
+        found = self.core.find(model, version)
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Queue[Tuple[Optional[Outcome], bool]] = asyncio.Queue()
+        left = False
+
+        def arrive(outcome: Optional[Outcome], final: bool) -> None:
+            if left:
+                _drop(outcome)
+            else:
+                arrived.put_nowait((outcome, final))
+
+        def settle(outcome: Optional[Outcome], final: bool) -> None:
+            try:
+                loop.call_soon_threadsafe(arrive, outcome, final)
+            except RuntimeError:
+                _drop(outcome)
+
+        request = _request(found, inputs, outputs, request_id, parameters, settle)
+        found.submit(request)
+        final = False
+        try:
+            while not final:
+                outcome, final = await arrived.get()
+                if outcome is not None:
+                    yield _result(found, outcome)
+        finally:
+            left = True
+            if not final:
+                found.cancel(request)
+            while not arrived.empty():
+                _drop(arrived.get_nowait()[0])
 
     async def infer_async(
         self,
@@ -169,28 +280,114 @@ class Server:
         request_id: str = "",
         parameters: Optional[Parameters] = None,
     ) -> InferResult:
-        """``infer`` for a coroutine of any event loop; see there."""
+        """``infer`` for a coroutine of any event loop; see there. Cancelling the task that awaits it cancels the request."""
         found = self._find(model, version)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome] = loop.create_future()
 
-        def settle(outcome: Outcome) -> None:
+        def settle(outcome: Optional[Outcome], _final: bool) -> None:
+            assert outcome is not None  # the model is not decoupled
             try:
                 loop.call_soon_threadsafe(_set_unless_done, future, outcome)
             except RuntimeError:
                 # The caller's loop was closed meanwhile, so nobody waits; raising here would cost others their answers.
-                if isinstance(outcome, Response):
-                    outcome.release()
+                _drop(outcome)
 
-        found.submit(_request(found, inputs, outputs, request_id, parameters, settle))
-        return _result(found, await future)
+        request = _request(found, inputs, outputs, request_id, parameters, settle)
+        found.submit(request)
+        try:
+            return _result(found, await future)
+        except asyncio.CancelledError:
+            found.cancel(request)
+            raise
 
 
 def _set_unless_done(future: asyncio.Future[Outcome], outcome: Outcome) -> None:
     if not future.done():
         future.set_result(outcome)
-    elif isinstance(outcome, Response):
+    else:
+        _drop(outcome)
+
+
+def _drop(outcome: Optional[Outcome]) -> None:
+    if isinstance(outcome, Response):
         outcome.release()
+
+
+class InferStream(Iterator[InferResult]):
+    """The responses to one request, in order, each waited for; an error of the model is raised, and more may follow it."""
+
+    def __init__(self, arrivals: _Arrivals, timeout: Optional[float]) -> None:
+        self._arrivals = arrivals
+        self._timeout = timeout
+
+    def __next__(self) -> InferResult:
+        arrivals = self._arrivals
+        while not arrivals.closed:
+            try:
+                outcome, final = arrivals.queue.get(timeout=self._timeout)
+            except queue.Empty:
+                raise TimeoutError(f"no response within {self._timeout} seconds") from None
+            if final:
+                arrivals.closed = True
+            if outcome is not None:
+                return _result(arrivals.model, outcome)
+        raise StopIteration
+
+    def close(self) -> None:
+        """Cancels the request and drops the responses that are there."""
+        self._arrivals.close()
+
+    def __enter__(self) -> InferStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Whatever the thread that collects garbage holds just now, it may be what closing needs.
+        if not self._arrivals.closed:
+            with suppress(RuntimeError):  # the server's loop has ended
+                self._arrivals.loop.call_soon_threadsafe(self._arrivals.close)
+
+
+class _Arrivals:
+    """Where the responses to one request arrive. The request holds it, and so it must not hold the stream, whose end ends the request."""
+
+    def __init__(self, model: Model, loop: asyncio.AbstractEventLoop) -> None:
+        self.model = model
+        self.loop = loop
+        self.queue: queue.SimpleQueue[Tuple[Optional[Outcome], bool]] = queue.SimpleQueue()
+        self.closed = False
+        self._request: Optional[Request] = None
+
+    def submit(self, request: Request) -> None:
+        """Submits the request, whose responses go to ``settle``."""
+        self._request = request
+        try:
+            self.model.submit(request)
+        except ServerError:
+            self.closed = True
+            raise
+
+    def settle(self, outcome: Optional[Outcome], final: bool) -> None:
+        """Takes a response. In any thread."""
+        with _settling:
+            if not self.closed:
+                self.queue.put((outcome, final))
+                return
+        _drop(outcome)
+
+    def close(self) -> None:
+        with _settling:
+            open_, self.closed = not self.closed, True
+        if open_ and self._request is not None:
+            self.model.cancel(self._request)
+        while True:
+            try:
+                _drop(self.queue.get_nowait()[0])
+            except queue.Empty:
+                return
 
 
 class _Waiter:
@@ -206,11 +403,11 @@ class _Waiter:
         self._sleeper: Optional[threading.Lock] = None
         self._abandoned = False
 
-    def settle(self, outcome: Outcome) -> None:
+    def settle(self, outcome: Optional[Outcome], _final: bool) -> None:
+        """Takes the outcome. In any thread."""
         with _settling:
             if self._abandoned:
-                if isinstance(outcome, Response):
-                    outcome.release()
+                _drop(outcome)
                 return
             self._outcome = outcome
         if self._sleeper is not None:
@@ -226,23 +423,23 @@ class _Waiter:
             # Out of time, or interrupted: whatever comes now is for nobody.
             with _settling:
                 self._abandoned = True
-                if isinstance(self._outcome, Response):
-                    self._outcome.release()
+                _drop(self._outcome)
             raise
         assert self._outcome is not None
         return self._outcome
 
     def _poll(self, model: Model) -> None:
-        instances = [i for i in model.instances if i.in_flight and i.poll.nanoseconds()]
+        instances = [i for i in model.instances if i.channel.in_flight and i.channel.expects.nanoseconds()]
         if len(instances) != 1:
             return
         (instance,) = instances
-        deadline = perf_counter_ns() + instance.poll.nanoseconds()
+        deadline = perf_counter_ns() + instance.channel.expects.nanoseconds()
         model.begin_polling(instance)
         try:
             while self._outcome is None and perf_counter_ns() < deadline:
-                if instance.ready():
-                    model.drain(instance)
+                if instance.channel.ready():
+                    if model.drain(instance):
+                        return  # it called another model, and the server's loop has to see to that
                 else:
                     os.sched_yield()  # the stub may be waiting for this very core
         finally:
@@ -289,7 +486,7 @@ def _request(
     except OutOfSharedMemory as error:
         model.arena.dropped.append(block)
         raise model.no_room(error) from error
-    return Request(block, layout.nbytes, layout.inputs, extras, settle)
+    return Request([(block, layout.nbytes)], layout.inputs, extras, settle)
 
 
 def _wire_form(name: str, array: np.ndarray, model: Model) -> Tuple[DataType, Any]:

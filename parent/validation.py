@@ -39,11 +39,12 @@ class Placement(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """``placements`` in the order the client gave; ``inputs`` as a message describes them, in the order of the configuration;
-    ``nbytes`` of the block for them."""
+    """``placements`` in the order the client gave, and in ``indices`` the place of each in the configuration; ``inputs`` as a message
+    describes them when one block holds them all, in the order of the configuration; ``nbytes`` of that block."""
 
     placements: List[Placement]
-    inputs: Tuple[Tuple[int, int, Tuple[int, ...], int, int], ...]
+    indices: List[int]
+    inputs: Tuple[Tuple[int, int, Tuple[int, ...], int, int, int], ...]
     nbytes: int
 
 
@@ -56,7 +57,7 @@ def lay_out(model: Model, given: Sequence[GivenInput]) -> Layout:
     specs: Dict[str, Tuple[int, TensorSpec]] = {spec.name: (i, spec) for i, spec in enumerate(model.inputs)}
     _check_names(model, given, specs)
     placements: List[Placement] = []
-    message = []
+    indices, message = [], []
     offset = 0
     for one in given:
         index, spec = specs[one.name]
@@ -67,12 +68,13 @@ def lay_out(model: Model, given: Sequence[GivenInput]) -> Layout:
         _check_shape(model, spec, one.shape)
         _check_size(model, spec, one)
         placements.append(Placement(spec, one.shape, offset, one.nbytes))
-        message.append((index, spec.dtype.code, one.shape, offset, one.nbytes))
+        indices.append(index)
+        message.append((index, spec.dtype.code, one.shape, 0, offset, one.nbytes))
         offset += aligned(one.nbytes)
     if model.max_batch_size > 0 and len({one.shape[0] for one in given}) > 1:
         batches = ", ".join(f"'{one.name}': {one.shape[0]}" for one in given)
         raise InvalidArgument(f"the inputs of a request to model '{model.name}' must have the same batch size, got {batches}")
-    return Layout(placements, tuple(sorted(message)), size_class(offset))
+    return Layout(placements, indices, tuple(sorted(message)), size_class(offset))
 
 
 def _check_names(model: Model, given: Sequence[GivenInput], specs: Dict[str, Tuple[int, TensorSpec]]) -> None:

@@ -15,10 +15,13 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
 import numpy as np
 
-from .segment import Segment
+from .segment import PAGE, Segment
 
 ALIGNMENT = 64
 """Every block and every tensor in a block begins on a cache line, which is what DLPack asks of a producer (256 at best)."""
+
+LARGE_BYTES = 64 << 10
+"""Blocks from this size on share no page with another, so that each can be mapped copy-on-write by itself."""
 
 _NEAR_CLASSES = 4
 
@@ -83,14 +86,16 @@ class Arena:
     Args:
         grow: called with the bytes needed; returns a segment of at least that size. Its errors pass through ``allocate``.
         quantum: the least number of bytes to ask for.
+        reclaim: called before ``grow``; releases the blocks that have come back meanwhile.
     """
 
-    def __init__(self, grow: Callable[[int], Segment], quantum: int) -> None:
+    def __init__(self, grow: Callable[[int], Segment], quantum: int, reclaim: Optional[Callable[[], None]] = None) -> None:
         self._grow = grow
         self._quantum = quantum
+        self._reclaim = reclaim
         self._free: Dict[int, List[Block]] = {}
         self._blocks: Dict[Tuple[int, int], Block] = {}
-        self._fresh: List[Tuple[Segment, int]] = []
+        self._fresh: List[Tuple[Segment, int, int]] = []  # from here to there in the segment
         self.dropped: Deque[Block] = deque()
         """Blocks whose last view was collected, in whatever thread: appending is all that a weakref callback may do."""
 
@@ -107,8 +112,11 @@ class Arena:
             block = free.pop()
         else:
             size = size_class(nbytes)
-            free = self._free.get(size)
-            block = free.pop() if free else self._near(size) or self._carve(size)
+            found = self._find(size)
+            if found is None and self._reclaim is not None:
+                self._reclaim()
+                found = self._find(size)
+            block = found or self._extend(size)
         block.holders = 1
         return block
 
@@ -124,7 +132,16 @@ class Arena:
 
     def add(self, segment: Segment) -> None:
         """Gives the arena a segment to carve blocks from."""
-        self._fresh.append((segment, 0))
+        self._fresh.append((segment, 0, segment.size))
+
+    def free_bytes(self) -> int:
+        """How many bytes are in no block that is in use."""
+        return sum(size * len(free) for size, free in self._free.items()) + sum(end - start for _, start, end in self._fresh)
+
+    def _find(self, size: int) -> Optional[Block]:
+        """A block from what there is: of that class, of a larger one, or of fresh memory."""
+        free = self._free.get(size)
+        return free.pop() if free else self._near(size) or self._carve(size)
 
     def _near(self, size: int) -> Optional[Block]:
         """A free block of one of the next larger classes: better than memory that nobody has touched."""
@@ -135,20 +152,27 @@ class Arena:
                 return free.pop()
         return None
 
-    def _carve(self, size: int) -> Block:
+    def _carve(self, size: int) -> Optional[Block]:
+        """A block from memory that was in none yet."""
         fresh = self._fresh
-        index = next((i for i, (segment, used) in enumerate(fresh) if segment.size - used >= size), None)
+        alignment = PAGE if size >= LARGE_BYTES else ALIGNMENT
+        index = next((i for i, (_, start, end) in enumerate(fresh) if end - (start + -start % alignment) >= size), None)
         if index is None:
-            grown = self._grow(max(size, self._quantum))
-            # Counted only now: a stub that waits for its segment may be given others first, and adds them.
-            index = len(fresh)
-            fresh.append((grown, 0))
-        segment, used = fresh[index]
-        if segment.size - used - size >= ALIGNMENT:
-            fresh[index] = segment, used + size
-        else:
-            del fresh[index]
-        block = Block(self, segment, used, size)
+            return None
+        segment, start, end = fresh[index]
+        offset = start + -start % alignment
+        fresh[index : index + 1] = [(segment, offset + size, end)] if end - offset - size >= ALIGNMENT else []
+        if offset - start >= ALIGNMENT:
+            fresh.append((segment, start, offset))
+        block = Block(self, segment, offset, size)
         self._blocks[block.key] = block
         self._free.setdefault(size, [])
+        return block
+
+    def _extend(self, size: int) -> Block:
+        """A block from a segment that is made for it."""
+        # Added only when it is there: a stub that waits for its segment may be given others first, and adds them.
+        self.add(self._grow(max(size, self._quantum)))
+        block = self._carve(size)
+        assert block is not None
         return block

@@ -4,13 +4,24 @@ A ``socketpair`` of type SOCK_SEQPACKET, so that a message is a datagram and the
 msgpack array whose first element says what it is:
 
     stub -> parent    (HELLO, protocol, python, numpy, executable)   first of all, so that a mismatch is a sentence
-                      (READY,)                                 initialize returned
-                      (FAILED, text, traceback)                the model could not be loaded; the stub exits
+                      (READY, has_is_ready)                    initialize returned
+                      (COMPLETED, configuration as JSON)       the answer to AUTO_COMPLETE; the stub exits
+                      (FAILED, text, traceback)                the model could not be loaded, or its configuration not completed; the stub
+                                                               exits
                       (GROW, nbytes)                           asks for a segment for the stub's arena
-                      (LOG, level, file, line, text)
+                      (LOG, ((level, file, line, text), ...))
+                      (ASK, number, what, arguments)           something that the server does for the model; an ANSWER follows
+                      (TELL, what, arguments)                  the same without an answer
+                      (CHECKED, number, is ready or None)      the answer to CHECK; None: is_ready failed, or gave no bool
+                      (FORKED,)                                a process that the model forked wants to make a call: its end of a socket
     parent -> stub    (LOAD, settings)                         what to load; descriptors: channel, down bell, up bell
-                      (SEGMENT, id, nbytes, for_outputs)       a segment, for the stub's arena or of the parent's; descriptor: the
-                                                               segment. id -1: there is none to be had
+                      (AUTO_COMPLETE, settings)                whose configuration to complete, instead of LOAD
+                      (SEGMENT, id, nbytes, for_outputs)       a segment, for the stub's arena or to be read; descriptor: the segment.
+                                                               id -1: there is none to be had
+                      (FORGET, ids)                            segments that are no more
+                      (ANSWER, number, error text or None, value)
+                      (CHECK, number)                          asks the model's is_ready
+                      (CANCEL, key)                            cancels the coroutine of that request
     to the spawner    (SPAWN, key, interpreter, environment)   descriptors: the stub's control socket, stdout, stderr
     from the spawner  (SPAWNED, key, pid) and (EXITED, key, status)
 
@@ -28,7 +39,11 @@ from typing import Any, List, Sequence, Tuple
 from .errors import PeerGone, ProtocolError
 from .message import pack, unpack
 
-HELLO, READY, FAILED, GROW, LOG, LOAD, SEGMENT, SPAWN, SPAWNED, EXITED = range(10)
+(
+    HELLO, READY, COMPLETED, FAILED, GROW, LOG, ASK, TELL, CHECKED, FORKED,
+    LOAD, AUTO_COMPLETE, SEGMENT, FORGET, ANSWER, CHECK, CANCEL,
+    SPAWN, SPAWNED, EXITED,
+) = range(20)  # fmt: skip
 
 NO_SEGMENT = -1
 

@@ -4,20 +4,29 @@ All of them are msgpack arrays, positional, with names and data types as small i
 pack or unpack; a map costs three times that). Records, with () for optional parts left out:
 
     down  (INDIRECT, segment, offset, nbytes)          the record itself is in that block of the parent's arena
-          (EXECUTE, releases, batches)                 each batch is one call of execute: a list of requests
+          (WORK, releases, batches, replies)           each batch is one call of execute: a list of requests
           (FINALIZE,)                                  finish, call finalize, exit
     up    (INDIRECT, segment, offset, nbytes)          the record itself is in that block of the stub's arena
-          (RESULTS, releases, results)
+          (NEWS, releases, results, calls)
 
     releases  ((segment, offset), ...)                 blocks of the receiver that the sender has done with
-    request   (key, segment, offset, nbytes, inputs, extras)             one block holds all inputs of a request
-      input   (name, dtype, shape, offset, nbytes)                       name: index in the configuration; offset: in the block
-      extras  () or (id, requested names or None, parameters as JSON text, correlation id, flags, timeout in us)
-    result    (key, nanoseconds, kept, blocks, outputs, error, parameters)
-      kept    the model still views the request's block; a release follows when it no longer does
+    request   (key, borrowed, ((segment, offset, nbytes), ...), inputs, extras)
+      borrowed  the blocks are another stub's: what is written to them must stay private
+      input     (name, dtype, shape, index in blocks, offset in the block, nbytes)       name: index in the configuration
+      extras    () or (id, requested names or None, parameters as JSON text, correlation id, flags, timeout in us)
+    result    (key, flags, nanoseconds, kept, blocks, outputs, error, parameters)
+      flags   FINAL: nothing more is said of the request. RETURNED: execute is over for it. EMPTY: the result holds no response.
+              RESCHEDULE: the model asks for the request to be executed again
+      kept    indices of the request's blocks that the model still views when execute is over; a release of each follows
       blocks  ((segment, offset), ...)                 where the outputs are; each is lent until released
       output  (name, dtype, shape, index in blocks, offset in the block, nbytes)
       error   () or (code, text)
+    call      (call, flags, model, version, blocks, inputs, requested names, extras), a request that the model makes; or (call,), which
+              cancels it
+      flags   STREAM: any number of responses are welcome. BLOCKING: execute cannot go on before this one is answered
+      input   (name as text, dtype, shape, index in blocks, offset in the block, nbytes)
+      extras  (id, parameters as JSON text, correlation id, flags, timeout in us)
+    reply     (call, final, blocks, outputs, error, parameters), to a call; outputs with their names as text
 
 Any bytes are a message or a ProtocolError.
 """
@@ -26,27 +35,36 @@ from __future__ import annotations
 
 from enum import IntEnum
 from marshal import dumps as marshalled
-from typing import Any, Callable, Set, Tuple
+from typing import Any, Callable, List, Set, Tuple
 
 import msgpack
 
 from .dtype import BY_CODE, BYTES, element_count
 from .errors import ProtocolError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 _REMEMBERED = 1024
 
 _UNICODE_ERRORS = "backslashreplace"
 """Texts of errors and logs may hold what is not Unicode, such as the names of files: they are told as Python's repr tells them."""
 
-_known_tensors: Set[Tuple[bytes, int]] = set()
-"""Lists of tensors that were checked before, inputs with the size of their block and outputs with minus their number of blocks. Those of
-a model repeat, and looking one up costs half of checking it. Marshalled, because 0.0 and False equal 0, and so would pass for an
-offset that was checked."""
+_known_named: Set[Tuple[bytes, int]] = set()
+"""Lists of tensors with names as text that were checked before, with their number of blocks."""
 
-INDIRECT, EXECUTE, FINALIZE = 0, 1, 2
-RESULTS = 1
+_known_tensors: Set[Tuple[bytes, int]] = set()
+"""Lists of tensors that were checked before, inputs with the size of their block and outputs with the complement of their number of
+blocks. Those of a model repeat, and looking one up costs half of checking it. Marshalled, because 0.0 and False equal 0, and so would
+pass for an offset that was checked."""
+
+INDIRECT, WORK, FINALIZE = 0, 1, 2
+NEWS = 1
+
+FINAL, RETURNED, EMPTY, RESCHEDULE = 1, 2, 4, 8
+_RESULT_FLAGS = FINAL | RETURNED | EMPTY | RESCHEDULE
+
+STREAM, BLOCKING = 1, 2
+_CALL_FLAGS = STREAM | BLOCKING
 
 
 class ErrorCode(IntEnum):
@@ -92,14 +110,16 @@ def decode_down(record: bytes) -> Tuple[Any, ...]:
     message = unpack(record)
     kind = message[0]
     try:
-        if kind == EXECUTE:
-            _, releases, batches = message
-            _check_releases(releases)
+        if kind == WORK:
+            _, releases, batches, replies = message
+            _check_blocks(releases)
             for batch in batches:
                 if not batch:
                     raise ValueError("a batch of no requests")
                 for request in batch:
                     _check_request(request)
+            for reply in replies:
+                _check_reply(reply)
             return message
         if kind == INDIRECT:
             return _checked_indirect(message)
@@ -115,11 +135,13 @@ def decode_up(record: bytes) -> Tuple[Any, ...]:
     message = unpack(record)
     kind = message[0]
     try:
-        if kind == RESULTS:
-            _, releases, results = message
-            _check_releases(releases)
+        if kind == NEWS:
+            _, releases, results, calls = message
+            _check_blocks(releases)
             for result in results:
                 _check_result(result)
+            for call in calls:
+                _check_call(call)
             return message
         if kind == INDIRECT:
             return _checked_indirect(message)
@@ -135,41 +157,102 @@ def _checked_indirect(message: Tuple[Any, ...]) -> Tuple[Any, ...]:
     return message
 
 
-def _check_releases(releases: Any) -> None:
-    for segment, offset in releases:
+def _check_blocks(blocks: Any) -> None:
+    for segment, offset in blocks:
         if type(segment) is not int or type(offset) is not int:
             raise ValueError(f"block {segment!r}, {offset!r}")
 
 
 def _check_request(request: Any) -> None:
-    key, segment, offset, size, inputs, extras = request
-    if type(key) is not int or type(segment) is not int or type(offset) is not int or type(size) is not int:
-        raise ValueError(f"request {key!r} in {size!r} bytes at {offset!r} of segment {segment!r}")
-    if (marshalled(inputs, 2), size) not in _known_tensors:
-        _check_inputs(inputs, size)
+    key, borrowed, blocks, inputs, extras = request
+    if type(key) is not int or type(borrowed) is not bool:
+        raise ValueError(f"request {key!r}")
+    sizes = []
+    for segment, offset, size in blocks:
+        if type(segment) is not int or type(offset) is not int or type(size) is not int:
+            raise ValueError(f"request {key!r} in {size!r} bytes at {offset!r} of segment {segment!r}")
+        sizes.append(size)
+    if len(sizes) != 1 or (marshalled(inputs, 2), sizes[0]) not in _known_tensors:
+        _check_inputs(inputs, sizes)
     if extras:
         request_id, requested, parameters, correlation_id, flags, timeout = extras
-        if type(request_id) is not str or type(parameters) is not str or type(correlation_id) not in (int, str):
-            raise ValueError("extras of a request")
-        if type(flags) is not int or type(timeout) is not int:
-            raise ValueError("flags or timeout of a request")
+        _check_extras(request_id, parameters, correlation_id, flags, timeout)
         for name in () if requested is None else requested:
             if type(name) is not int:
                 raise ValueError(f"requested output {name!r}")
 
 
+def _check_extras(request_id: Any, parameters: Any, correlation_id: Any, flags: Any, timeout: Any) -> None:
+    if type(request_id) is not str or type(parameters) is not str or type(correlation_id) not in (int, str):
+        raise ValueError("extras of a request")
+    if type(flags) is not int or type(timeout) is not int:
+        raise ValueError("flags or timeout of a request")
+
+
 def _check_result(result: Any) -> None:
-    key, nanoseconds, kept, blocks, outputs, error, parameters = result
-    if type(key) is not int or type(nanoseconds) is not int or type(kept) is not bool or type(parameters) is not str:
+    key, flags, nanoseconds, kept, blocks, outputs, error, parameters = result
+    if type(key) is not int or type(nanoseconds) is not int or type(kept) is not tuple or type(parameters) is not str:
         raise ValueError(f"result {key!r}")
-    _check_releases(blocks)
-    if (marshalled(outputs, 2), -len(blocks)) not in _known_tensors:
+    if type(flags) is not int or flags & ~_RESULT_FLAGS:
+        raise ValueError(f"flags {flags!r} of a result")
+    for index in kept:
+        if type(index) is not int or index < 0:
+            raise ValueError(f"kept block {index!r}")
+    _check_blocks(blocks)
+    if (marshalled(outputs, 2), ~len(blocks)) not in _known_tensors:
         _check_outputs(outputs, len(blocks))
     if error:
-        code, text = error
-        if type(text) is not str:
-            raise ValueError("text of an error")
-        ErrorCode(code)
+        _check_error(error)
+
+
+def _check_error(error: Any) -> None:
+    code, text = error
+    if type(text) is not str:
+        raise ValueError("text of an error")
+    ErrorCode(code)
+
+
+def _check_call(call: Any) -> None:
+    number, *rest = call
+    if type(number) is not int:
+        raise ValueError(f"call {number!r}")
+    if not rest:
+        return
+    flags, model, version, blocks, inputs, requested, extras = rest
+    if type(flags) is not int or flags & ~_CALL_FLAGS or type(model) is not str or type(version) is not int:
+        raise ValueError(f"call {number} of model {model!r} version {version!r}")
+    _check_blocks(blocks)
+    if (marshalled(inputs, 2), len(blocks)) not in _known_named:
+        _check_named(inputs, len(blocks))
+    for name in requested:
+        if type(name) is not str:
+            raise ValueError(f"requested output {name!r}")
+    _check_extras(*extras)
+
+
+def _check_reply(reply: Any) -> None:
+    call, final, blocks, outputs, error, parameters = reply
+    if type(call) is not int or type(final) is not bool or type(parameters) is not str:
+        raise ValueError(f"reply to call {call!r}")
+    for segment, offset, size in blocks:
+        if type(segment) is not int or type(offset) is not int or type(size) is not int:
+            raise ValueError(f"{size!r} bytes at {offset!r} of segment {segment!r}")
+    if (marshalled(outputs, 2), len(blocks)) not in _known_named:
+        _check_named(outputs, len(blocks))
+    if error:
+        _check_error(error)
+
+
+def _check_named(tensors: Any, blocks: int) -> None:
+    """Tensors whose names are text, because they are those of another model."""
+    if type(tensors) is not tuple:
+        raise ValueError(f"tensors {tensors!r}")
+    for name, dtype, shape, block, offset, nbytes in tensors:
+        if type(name) is not str:
+            raise ValueError(f"name {name!r} of a tensor")
+        _check_tensor(0, dtype, shape, offset, nbytes)
+        _check_index(name, block, blocks)
+    _remember(_known_named, (marshalled(tensors, 2), blocks))
 
 
 def _check_outputs(outputs: Any, blocks: int) -> None:
@@ -177,25 +260,31 @@ def _check_outputs(outputs: Any, blocks: int) -> None:
         raise ValueError(f"outputs {outputs!r}")
     for name, dtype, shape, block, offset, nbytes in outputs:
         _check_tensor(name, dtype, shape, offset, nbytes)
-        if type(block) is not int or not 0 <= block < blocks:
-            raise ValueError(f"output {name} in block {block!r} of {blocks}")
-    _remember((marshalled(outputs, 2), -blocks))
+        _check_index(name, block, blocks)
+    _remember(_known_tensors, (marshalled(outputs, 2), ~blocks))
 
 
-def _check_inputs(inputs: Any, size: int) -> None:
+def _check_index(name: Any, block: Any, blocks: int) -> None:
+    if type(block) is not int or not 0 <= block < blocks:
+        raise ValueError(f"tensor {name} in block {block!r} of {blocks}")
+
+
+def _check_inputs(inputs: Any, sizes: List[int]) -> None:
     if type(inputs) is not tuple:
         raise ValueError(f"inputs {inputs!r}")
-    for name, dtype, shape, offset, nbytes in inputs:
+    for name, dtype, shape, block, offset, nbytes in inputs:
         _check_tensor(name, dtype, shape, offset, nbytes)
-        if offset + nbytes > size:
-            raise ValueError(f"input {name} ends at {offset + nbytes} of {size}")
-    _remember((marshalled(inputs, 2), size))
+        _check_index(name, block, len(sizes))
+        if offset + nbytes > sizes[block]:
+            raise ValueError(f"input {name} ends at {offset + nbytes} of {sizes[block]}")
+    if len(sizes) == 1:
+        _remember(_known_tensors, (marshalled(inputs, 2), sizes[0]))
 
 
-def _remember(known: Tuple[bytes, int]) -> None:
-    if len(_known_tensors) >= _REMEMBERED:
-        _known_tensors.clear()
-    _known_tensors.add(known)
+def _remember(known: Set[Tuple[bytes, int]], tensors: Tuple[bytes, int]) -> None:
+    if len(known) >= _REMEMBERED:
+        known.clear()
+    known.add(tensors)
 
 
 def _check_tensor(name: Any, dtype: Any, shape: Any, offset: Any, nbytes: Any) -> None:

@@ -11,7 +11,7 @@ import mmap
 import os
 import secrets
 from contextlib import suppress
-from typing import Optional
+from typing import List, Optional
 
 from .errors import OutOfSharedMemory, ProtocolError
 
@@ -33,13 +33,14 @@ class Segment:
     the descriptor alone.
     """
 
-    __slots__ = ("fd", "id", "memory", "reserved", "size")
+    __slots__ = ("_private", "fd", "id", "memory", "reserved", "size")
 
     def __init__(self, segment_id: int, fd: int, size: int) -> None:
         self.id = segment_id
         self.fd: Optional[int] = fd
         self.size = size
         self.reserved = 0
+        self._private: List[mmap.mmap] = []
         try:
             self.memory = mmap.mmap(fd, size)
         except OSError as error:
@@ -78,7 +79,7 @@ class Segment:
 
     @classmethod
     def attach(cls, segment_id: int, fd: int, size: int, map_pages: bool = True) -> Segment:
-        """Maps a segment that the parent made; takes the descriptor over.
+        """Maps a segment that the parent made; takes the descriptor over, which stays open until ``close``.
 
         Args:
             map_pages: whether every page of it is reserved, so that all of them can be mapped now.
@@ -95,8 +96,12 @@ class Segment:
         segment.reserved = size
         if map_pages:
             segment._map_pages(0, size)
-        segment.close()
         return segment
+
+    @property
+    def shareable(self) -> bool:
+        """Whether its descriptor is still there to be sent to others."""
+        return self.fd is not None
 
     def reserve(self, end: int) -> None:
         """Puts memory behind the first ``end`` bytes, and some beyond.
@@ -116,6 +121,22 @@ class Segment:
         self._map_pages(start, step)
         self.reserved = start + step
 
+    def private(self, index: int) -> mmap.mmap:
+        """One of any number of further mappings, copy-on-write: what is written there is seen by nobody else. Pages that were not written
+        to show what the others write. Each is made when it is first asked for.
+
+        Raises:
+            OutOfSharedMemory: this process has no room for it, or the descriptor is closed.
+        """
+        while len(self._private) <= index:
+            if self.fd is None:
+                raise OutOfSharedMemory(f"the descriptor of segment {self.id} is closed")
+            try:
+                self._private.append(mmap.mmap(self.fd, self.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
+            except OSError as error:
+                raise OutOfSharedMemory(f"{self.size} bytes of shared memory cannot be mapped: {error.strerror}") from error
+        return self._private[index]
+
     def _map_pages(self, start: int, nbytes: int) -> None:
         """Takes the page faults now instead of in a request (2.8 us for each 4 KiB); a kernel before 5.14 cannot."""
         with suppress(OSError):
@@ -129,6 +150,9 @@ class Segment:
         if self.fd is not None:
             os.close(self.fd)
             self.fd = None
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _unlinked_shm() -> int:

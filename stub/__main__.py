@@ -9,6 +9,20 @@ import sys
 import types
 
 
+def _forget_libraries() -> None:
+    """Takes the environment's libraries off LD_LIBRARY_PATH, where the server put them for this interpreter. It has read the variable
+    when it was started; programs that the model runs are to see the server's."""
+    libraries = os.environ.pop("STUBLET_LIBRARIES", None)
+    if libraries is None:
+        return
+    directories = os.environ.pop("LD_LIBRARY_PATH", "").split(":")
+    if libraries in directories:
+        directories.remove(libraries)
+    rest = ":".join(directories)
+    if rest:
+        os.environ["LD_LIBRARY_PATH"] = rest
+
+
 def _make_importable() -> None:
     """Makes ``stublet.shm`` and ``stublet.stub`` importable from where this file lies."""
     here = os.path.dirname(os.path.abspath(__file__))
@@ -48,6 +62,7 @@ def main() -> int:
             "usage: python -m stublet.stub --control FD MSGPACK | --spawner FD   (descriptors inherited from the server)", file=sys.stderr
         )
         return 2
+    _forget_libraries()
     try:
         import numpy  # noqa: F401
     except ImportError as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 
 from ..shm.message import ErrorCode
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 class TritonModelException(Exception):
@@ -59,8 +62,13 @@ def headline(error: BaseException) -> str:
 
 def with_frames(error: BaseException) -> str:
     """The headline and the frames, innermost first, in the form that Triton's users know (spec 2.4)."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
     if isinstance(error, SyntaxError):
         return "".join(traceback.format_exception_only(type(error), error)).rstrip()
     lines = [f"  {frame.filename}({frame.lineno}): {frame.name}" for frame in reversed(frames)]
     return headline(error) + "\n\nAt:\n" + "\n".join(lines)
+
+
+def _is_machinery(file: str) -> bool:
+    """Whether a frame is the stub's own or the importer's, which tells nobody anything about the model."""
+    return os.path.dirname(file) == _HERE or file.startswith("<frozen importlib")

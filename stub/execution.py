@@ -1,29 +1,240 @@
-"""The execute contract: what a model returns, checked (spec 2.4)."""
+"""Executions: from the requests of a message to a call of ``execute``, and from what it returns to results (spec 2.4 to 2.6)."""
 
 from __future__ import annotations
 
-from typing import Any, List
+import asyncio
+import os
+import traceback
+import weakref
+from time import perf_counter_ns
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
-from .error import TritonModelException
-from .inference import InferenceResponse
+import numpy as np
+
+from ..shm.dtype import BY_CODE
+from ..shm.message import EMPTY, FINAL, RESCHEDULE, RETURNED, ErrorCode
+from .error import TritonModelException, headline
+from .exchange import Exchange
+from .memory import StubMemory
+from .outbox import Outbox
+from .placing import NOTHING, Answer, Placing
+from .request import InferenceRequest
+from .response import InferenceResponse
+from .tensor import Tensor
+
+_REMEMBERED = 256
+
+Message = Tuple[Any, ...]
+Log = Callable[[str, str, int, str], None]
 
 
-def check_returned(returned: Any, requests: int) -> List[InferenceResponse]:
-    """The responses that ``execute`` returned for ``requests`` requests.
+class Executions:
+    """Makes executions of batches; holds what they have in common.
+
+    Args:
+        inputs: names of the model's inputs, in the order of the configuration.
+        outputs: of its outputs.
+        log: takes (level, file, line, text).
+    """
+
+    def __init__(
+        self, memory: StubMemory, outbox: Outbox, placing: Placing, inputs: Sequence[str], outputs: Sequence[str], instance: str, log: Log
+    ) -> None:
+        self.memory = memory
+        self.outbox = outbox
+        self.placing = placing
+        self.instance = instance
+        self.log = log
+        self._inputs = inputs
+        self._outputs = outputs
+        self._all_outputs: Set[str] = set(outputs)
+        self._plans: Dict[Tuple[Any, ...], Tuple[Any, ...]] = {}
+
+    def begin(self, batch: Sequence[Message]) -> Tuple[List[List[InferenceRequest]], Execution]:
+        """The requests of a batch, alone in a list so that they can be passed on without being held, and the execution that is to answer
+        them."""
+        requests: List[InferenceRequest] = []
+        exchanges: List[Exchange] = []
+        refs: List[List[weakref.ref]] = []
+        memory = self.memory
+        for key, borrowed, blocks, inputs, extras in batch:
+            bases = memory.borrow(blocks) if borrowed else memory.receive(blocks)
+            refs.append([weakref.ref(base) for base in bases])
+            plan = self._plans.get(inputs) or self._plan(inputs)
+            tensors = [Tensor._over(name, dtype, shape, bases[i], start, size) for name, dtype, shape, i, start, size in plan]
+            if extras:
+                requested = extras[1]
+                wanted = self._all_outputs if requested is None else {self._outputs[i] for i in requested}
+                exchange = Exchange(key, wanted)
+                requests.append(InferenceRequest._received(tensors, exchange, extras[0], *extras[2:]))
+            else:
+                exchange = Exchange(key, self._all_outputs)
+                requests.append(InferenceRequest._received(tensors, exchange))
+            exchanges.append(exchange)
+        return [requests], Execution(self, batch, exchanges, refs)
+
+    def _plan(self, inputs: Tuple[Any, ...]) -> Tuple[Any, ...]:
+        """The inputs of a message with names and types instead of numbers. Those of a model repeat, so they are remembered."""
+        plan = tuple([(self._inputs[name], BY_CODE[dtype], shape, i, start, size) for name, dtype, shape, i, start, size in inputs])
+        if len(self._plans) >= _REMEMBERED:
+            self._plans.clear()
+        self._plans[inputs] = plan
+        return plan
+
+
+class Execution:
+    """One call of ``execute``. It ends with ``returned``, ``raised``, or, for a decoupled model, ``went_on``."""
+
+    __slots__ = ("_batch", "_common", "_refs", "exchanges", "started")
+
+    def __init__(self, common: Executions, batch: Sequence[Message], exchanges: List[Exchange], refs: List[List[weakref.ref]]) -> None:
+        self._common = common
+        self._batch = batch
+        self._refs = refs
+        self.exchanges = exchanges
+        self.started = perf_counter_ns()
+
+    def returned(self, values: List[Any]) -> None:
+        """``execute`` returned, or its coroutine did.
+
+        Args:
+            values: what it returned, alone in a list, which is emptied: nobody else may hold it or the requests, so that whatever still
+                views a block when the responses are placed is the model's.
+        """
+        took = perf_counter_ns() - self.started
+        placing = self._common.placing
+        answers: List[Optional[Answer]] = []
+        try:
+            responses = check_returned(values.pop(), self.exchanges, self._common.instance)
+            for response, exchange in zip(responses, self.exchanges):
+                answers.append(None if response is None else placing.answer(response, exchange.wanted, goes_on=False))
+        except BaseException as error:
+            for answer in answers:
+                if answer is not None:
+                    placing.take_back(answer)
+            self.raised(error, took)
+            return
+        del responses, response
+        self._post(answers, took)
+
+    def raised(self, error: BaseException, took: Optional[int] = None) -> None:
+        """``execute`` raised, or returned what it may not: the requests that are not finished fail with that."""
+        took = perf_counter_ns() - self.started if took is None else took
+        failure = self._failure(error)
+        results = []
+        with self._common.outbox.lock:
+            for index, exchange in enumerate(self.exchanges):
+                open_ = not exchange.closed
+                exchange.closed = True
+                flags = RETURNED | FINAL if open_ else RETURNED | EMPTY
+                results.append((exchange.key, flags, took, self._kept(index), *(failure if open_ else NOTHING)))
+            self._common.outbox.write(results)
+        self._common.outbox.sweep()
+
+    def went_on(self) -> None:
+        """The requests of a decoupled model are answered by senders; ``execute`` is over as far as the next batch is concerned."""
+        took = perf_counter_ns() - self.started
+        outbox = self._common.outbox
+        results = []
+        with outbox.lock:
+            for index, exchange in enumerate(self.exchanges):
+                flags = RETURNED | EMPTY
+                if exchange.reschedule and not exchange.closed:
+                    exchange.closed = True
+                    flags |= FINAL | RESCHEDULE
+                results.append((exchange.key, flags, took, self._kept(index), *NOTHING))
+            outbox.write(results)
+        outbox.sweep()
+
+    def failed_later(self, error: BaseException) -> None:
+        """A coroutine that went on in the background raised: its requests end with that."""
+        _, _, (code, text), _ = self._failure(error)
+        for exchange in self.exchanges:
+            exchange.fail(code, text)
+
+    def _post(self, answers: Sequence[Optional[Answer]], took: int) -> None:
+        results: List[Tuple[Any, ...]] = []
+        outbox = self._common.outbox
+        with outbox.lock:
+            for index, (exchange, answer) in enumerate(zip(self.exchanges, answers)):
+                flags = RETURNED
+                if answer is not None and (exchange.closed or exchange.sent):
+                    # Another thread has sent one since that was checked: it stands.
+                    self._common.placing.take_back(answer)
+                    answer = None
+                if answer is not None:
+                    exchange.closed = exchange.sent = True
+                    flags |= FINAL
+                elif exchange.reschedule and not exchange.closed:
+                    exchange.closed = True
+                    flags |= FINAL | EMPTY | RESCHEDULE
+                else:
+                    flags |= EMPTY
+                results.append((exchange.key, flags, took, self._kept(index, answer or NOTHING), *(answer or NOTHING)))
+            outbox.write(results)
+        outbox.sweep()
+
+    def _kept(self, index: int, answer: Answer = NOTHING) -> Sequence[int]:
+        """Which of a request's blocks the model still views; what an answer says of such a block is copied. Under the lock of the outbox:
+        their release must not be written before it has been written that they are kept."""
+        _, borrowed, blocks, _, _ = self._batch[index]
+        memory = self._common.memory
+        kept = []
+        for i, ref in enumerate(self._refs[index]):
+            base: Optional[np.ndarray] = ref()
+            if base is not None and memory.let_go(blocks[i], base):
+                kept.append(i)
+                key = blocks[i][:2]
+                if key in answer[0] and not borrowed:
+                    memory.detach(answer[0], key, base)
+        return kept
+
+    def _failure(self, error: BaseException) -> Answer:
+        """The traceback goes to the log, the message to the client."""
+        frame = error.__traceback__
+        while frame is not None and frame.tb_next is not None:
+            frame = frame.tb_next
+        file, line = (frame.tb_frame.f_code.co_filename, frame.tb_lineno) if frame is not None else ("model.py", 0)
+        text = f"Failed to process the request(s) for model '{self._common.instance}', message: {headline(error)}"
+        cancelled = isinstance(error, asyncio.CancelledError)
+        if not cancelled:
+            trace = "".join(traceback.format_exception(None, error, error.__traceback__))
+            self._common.log("ERROR", os.path.basename(file), line, text + "\n" + trace)
+        # The frames hold the requests, and so their memory, for as long as the exception lives.
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        return (), (), (ErrorCode.CANCELLED if cancelled else ErrorCode.INTERNAL, text), ""
+
+
+def check_returned(returned: Any, exchanges: Sequence[Exchange], instance: str) -> Sequence[Optional[InferenceResponse]]:
+    """What ``execute`` returned: a response for each request, or None where a sender answers it.
 
     Raises:
-        TritonModelException: not a list, of another length, or with something else in it; the text is the one Triton's users know.
+        TritonModelException: it returned something else; the text is the one Triton's users know.
     """
+    if Exchange.decoupled:
+        if returned is None:
+            return [None] * len(exchanges)
+        raise TritonModelException(f"Python model '{instance}' is using the decoupled mode and the execute function must return None.")
+    if returned is None:
+        return [None] * len(exchanges)
     if not isinstance(returned, list):
         raise TritonModelException(f"Expected a list in the execute return, found type '{type(returned)}'.")
-    if len(returned) != requests:
+    if len(returned) != len(exchanges):
         raise TritonModelException(
             "Number of InferenceResponse objects do not match the number of InferenceRequest objects. "
-            f"InferenceRequest(s) size is:{requests}, and InferenceResponse(s) size is:{len(returned)}\n"
+            f"InferenceRequest(s) size is:{len(exchanges)}, and InferenceResponse(s) size is:{len(returned)}\n"
         )
-    for response in returned:
+    for response, exchange in zip(returned, exchanges):
+        if response is None:
+            continue
+        if exchange.reschedule:
+            raise TritonModelException(
+                f"Expected a None object in the execute function return list for reschduled request, found type '{type(response)}'."
+            )
         if not isinstance(response, InferenceResponse):
             raise TritonModelException(
                 f"Expected an 'InferenceResponse' object in the execute function return list, found type '{type(response)}'."
             )
+        exchange.check(response)
     return returned

@@ -1,270 +1,364 @@
 """One model instance: loads the model, then executes what comes down the ring until it is told to finish.
 
-The main thread does all of it. A second thread waits for the parent's end of the control socket to close, and then ends the
-process, whatever the model is doing: a stub never outlives its server.
+The main thread calls ``execute``. Beside it run a thread that reads the control socket, which also ends the process when the server is
+gone, whatever the model is doing; and, if the model is asynchronous, its event loop.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import platform
-import select
 import signal
 import socket
 import sys
 import threading
 import traceback
-import weakref
-from time import perf_counter_ns, sleep
-from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Set, Tuple
+from collections import deque
+from typing import Any, Callable, Deque, Dict, List, NoReturn, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ..shm.control import FAILED, GROW, HELLO, LOAD, LOG, NO_SEGMENT, READY, SEGMENT, ControlSocket, close_all
-from ..shm.dtype import BY_CODE
-from ..shm.errors import OutOfSharedMemory, PeerGone, ProtocolError
-from ..shm.message import EXECUTE, FINALIZE, INDIRECT, PROTOCOL_VERSION, RESULTS, ErrorCode, decode_down, packer
+from ..shm.control import AUTO_COMPLETE, CHECKED, COMPLETED, FAILED, HELLO, LOAD, READY, ControlSocket
+from ..shm.errors import PeerGone, ProtocolError
+from ..shm.message import FINAL, FINALIZE, INDIRECT, PROTOCOL_VERSION, RETURNED, ErrorCode, decode_down
 from ..shm.polling import MICROSECOND, PollBudget
-from ..shm.ring import CHANNEL_BYTES, RECORD_BYTES, STARTED, Consumer, Producer, Words
-from ..shm.segment import EAGER_BYTES, Segment
-from .error import TritonModelException, headline, with_frames
-from .execution import check_returned
+from ..shm.ring import CHANNEL_BYTES, OPEN_REQUESTS, STARTED, Consumer, Producer, Words
+from ..shm.segment import Segment
+from . import auto_complete
+from .caller import Caller
+from .error import TritonModelException, with_frames
+from .event_loop import EventLoop
+from .exchange import Exchange
+from .execution import Execution, Executions
+from .forked import ForkedCaller, refuse
 from .host import host
-from .inference import InferenceRequest, InferenceResponse
+from .inbox import Inbox, Waiter
 from .loader import LoadError, load_class
-from .logger import ForwardingHandler
+from .logger import ForwardingHandler, LogLevel
 from .memory import StubMemory
-from .tensor import Tensor
+from .outbox import Outbox
+from .placing import Placing
+from .server_link import ServerLink
 
-_SLEEP_MS = 1000
-"""Longest sleep between two looks at the ring: the doorbell is fenced, this is the belt to its braces."""
+_SLOT = OPEN_REQUESTS - 1
 
-_ANSWER_SECONDS = 30.0
-"""How long the parent's loop may take to answer on the control socket."""
-
-_REMEMBERED = 256
+Batch = Sequence[Tuple[Any, ...]]
 
 
-class StubProcess:
+class Stub:
     """The runtime of one instance. ``run`` is all of its life."""
 
     def __init__(self, control: ControlSocket) -> None:
         self._control = control
-        self._control_lock = threading.Lock()
-        self._pack = packer()
-        self._handled = 0
-        self._unknown_outputs: Set[str] = set()
-        self._plans: Dict[Tuple[Any, ...], Tuple[Any, ...]] = {}
+        self._link = ServerLink(control)
+        self._batches: Deque[Batch] = deque()
+        self._finalizing = False
+        self._forked = False
+        self._loop = EventLoop()
+        self._executing = False
+        # Each is counted by one thread only, so that no lock is needed.
+        self._coroutines_begun = 0
+        self._coroutines_ended = 0
+        self._tasks: Dict[int, asyncio.Task[None]] = {}
 
     def run(self) -> int:
         """Loads, serves, finalizes; returns the exit code."""
-        version = platform.python_version()
-        self._control.send((HELLO, PROTOCOL_VERSION, version, np.__version__, sys.executable))
-        try:
-            message, fds = self._control.receive()
-            if message[0] != LOAD or len(message) != 2 or len(fds) != 3:
-                raise ProtocolError("the first message to a stub is what to load")
-        except PeerGone:
-            return 1
-        threading.Thread(target=_die_with_parent, args=(self._control.fileno(),), name="stublet-parent", daemon=True).start()
+        self._control.send((HELLO, PROTOCOL_VERSION, platform.python_version(), np.__version__, sys.executable))
+        message, fds = self._control.receive()
+        if message[0] == AUTO_COMPLETE and len(message) == 2 and not fds:
+            return self._complete(message[1])
+        if message[0] != LOAD or len(message) != 2 or len(fds) != 3:
+            raise ProtocolError("the first message to a stub is what to load")
         self._set_up(message[1], fds)
+        self._link.start()
         if not self._load(message[1]):
             return 2
-        try:
-            self._take_announced()
-            self._control.send((READY,))
-            self._serve()
-            self._finalize()
-        except PeerGone:
-            return 1
+        self._link.send((READY, hasattr(self._model, "is_ready")))
+        self._caller.allowed = True
+        self._serve()
+        self._caller.allowed = False
+        self._loop.stop()
+        self._finalize()
+        self._outbox.closed = True
+        self._link.flush()
         return 0
 
     def _set_up(self, settings: Dict[str, Any], fds: List[int]) -> None:
         channel, down_bell, up_bell = fds
-        words = Words(Segment.attach(0, channel, CHANNEL_BYTES))
+        segment = Segment.attach(0, channel, CHANNEL_BYTES)
+        segment.close()
+        words = Words(segment)
         words.check()
         self._words = words.view
-        self._down = Consumer(words, "down", down_bell)
-        self._up = Producer(words, "up", up_bell)
-        self._bell = select.poll()
-        self._bell.register(down_bell, select.POLLIN)
-        self._poll = PollBudget(settings["poll_us"] * MICROSECOND)
-        self._memory = StubMemory(self._fetch, self._grow, settings["quantum"])
+        self._cancelled = words.cancelled
         self._instance: str = settings["args"]["model_instance_name"]
-        self._inputs: Sequence[str] = settings["inputs"]
-        self._outputs: Dict[str, int] = {name: i for i, name in enumerate(settings["outputs"])}
-        self._output_names: Sequence[str] = settings["outputs"]
-        self._all_outputs: Set[str] = set(settings["outputs"])
-        host.log = self._log
+        self._decoupled: bool = settings["decoupled"]
+        self._max_concurrent: int = settings["max_concurrent"]
+        self._cancel_coroutines: bool = settings["cancel_coroutines"]
+        poll_ns = settings["poll_us"] * MICROSECOND
+        self._waiter = Waiter(PollBudget(poll_ns))
+        self._inbox = Inbox(Consumer(words, "down", down_bell), down_bell, self._route, self._before_sleep)
+        link = self._link
+        self._memory = StubMemory(link.segments, link.fetch, self._grow, self._inbox.look, settings["quantum"])
+        self._outbox = Outbox(Producer(words, "up", up_bell), self._memory)
+        placing = Placing(self._memory, settings["outputs"], self._instance, self._warn)
+        Exchange.outbox, Exchange.placing = self._outbox, placing
+        Exchange.cancelled_flags, Exchange.decoupled = words.cancelled, self._decoupled
+        self._executions = Executions(
+            self._memory, self._outbox, placing, settings["inputs"], settings["outputs"], self._instance, link.log
+        )
+        self._caller = Caller(self._inbox, self._outbox, self._memory, PollBudget(poll_ns), self._blocks_execute)
+        link.on_check = self._check_ready
+        link.on_cancel = self._cancel_coroutine
+        self._bind_host(settings)
+        host.instance = self._instance
         host.allocate = self._memory.empty
-        host.model_dir = os.path.dirname(settings["path"])
+        host.free_memory = self._memory.free_bytes
+        host.caller = self._caller
+        os.register_at_fork(after_in_child=self._in_forked_child)
+
+    def _bind_host(self, settings: Dict[str, Any]) -> None:
+        link = self._link
+        verbose = settings["verbose"]
+        host.log = lambda level, *line: link.log(level, *line) if verbose or level != LogLevel.VERBOSE.value else None
+        host.ask = link.ask
+        host.tell = link.tell
+        host.model_dir = settings["model_dir"]
         logging.getLogger().addHandler(ForwardingHandler())
         sys.argv = ["stublet.stub"]
 
+    def _complete(self, settings: Dict[str, Any]) -> int:
+        """Runs ``auto_complete_config``, and nothing else."""
+        self._link.start()
+        host.instance = settings["model_name"]
+        self._bind_host(settings)
+        completed = self._reporting(lambda: auto_complete.run(settings))
+        if completed is None:
+            return 2
+        self._link.send((COMPLETED, completed))
+        return 0
+
     def _load(self, settings: Dict[str, Any]) -> bool:
         """Imports, constructs and initializes; False, and the parent told why, when any of it fails."""
-        try:
-            self._model = load_class(settings["path"])()
+
+        def load() -> bool:
+            self._model = load_class(settings["path"], settings["backend_dir"])()
             if hasattr(self._model, "initialize"):
                 self._model.initialize(settings["args"])
-        except LoadError as error:
-            self._control.send((FAILED, str(error), ""))
-        except BaseException as error:  # SystemExit too: a model that exits while it loads has not loaded
-            exiting = isinstance(error, SystemExit)
-            text = f"the model called sys.exit({error}) while it was loaded" if exiting else with_frames(error)
-            self._control.send((FAILED, text, traceback.format_exc()))
-        else:
             self._execute_model = getattr(self._model, "execute", None) or _no_execute(settings["path"])
             return True
-        return False
+
+        return self._reporting(load) is not None
+
+    def _reporting(self, function: Callable[[], Any]) -> Any:
+        """What the function returns; None, and the parent told why, if it raises."""
+        try:
+            return function()
+        except LoadError as error:
+            self._link.send((FAILED, str(error), ""))
+        except BaseException as error:  # SystemExit too: a model that exits while it loads has not loaded
+            text = f"the model called sys.exit({error}) while it was loaded" if isinstance(error, SystemExit) else with_frames(error)
+            self._link.send((FAILED, text, traceback.format_exc()))
+        return None
+
+    # Executing
 
     def _serve(self) -> None:
-        down = self._down
+        waiter, batches, inbox = self._waiter, self._batches, self._inbox
         while True:
-            record = down.pop()
-            if record is None:
-                record = self._wait()
-                if record is None:
-                    continue
-            message = decode_down(record)
-            if message[0] == INDIRECT:
-                _, segment, offset, nbytes = message
-                block = self._memory.base(segment, offset, nbytes)
-                message = decode_down(block.tobytes())
-                self._memory.dropped.append((segment, offset))
-            if message[0] == FINALIZE:
+            waiter.done = False
+            running = self._coroutines_begun - self._coroutines_ended
+            if batches and running < self._max_concurrent:
+                self._execute(batches.popleft())
+            elif self._finalizing and not batches and not running:
                 return
-            if message[0] == EXECUTE:
-                _, releases, batches = message
-                if releases:
-                    self._memory.release(releases)
-                for batch in batches:
-                    self._send(self._execute(batch))
-
-    def _wait(self) -> Optional[bytes]:
-        """The next record, or None after a sleep without one: polls for a while if that paid lately, then sleeps until the bell."""
-        down = self._down
-        started = perf_counter_ns()
-        deadline = started + self._poll.nanoseconds()
-        pause = os.sched_yield
-        while perf_counter_ns() < deadline:
-            if down.ready():
-                break
-            pause()  # lets whoever shares this core go first, and costs half a microsecond when nobody does
-        else:
-            if self._memory.dropped:
-                self._send([])
-            if down.lie_down():
-                self._bell.poll(_SLEEP_MS)
-                down.stay_awake()
-                down.silence()
-        self._poll.waited(perf_counter_ns() - started)
-        return down.pop()
-
-    def _execute(self, batch: Sequence[Tuple[Any, ...]]) -> List[Tuple[Any, ...]]:
-        """One call of ``execute``; a result for each request."""
-        self._handled += len(batch)
-        self._words[STARTED // 8] = self._handled
-        requests, refs = self._requests(batch)
-        took, answers = self._call(requests)
-        # Whatever still views a block after this is the model's.
-        del requests
-        let_go = self._memory.let_go
-        return [
-            (key, took, ref() is not None and let_go((segment, offset), ref), *answer)
-            for (key, segment, offset, *_), ref, answer in zip(batch, refs, answers)
-        ]
-
-    def _requests(self, batch: Sequence[Tuple[Any, ...]]) -> Tuple[List[InferenceRequest], List[weakref.ref]]:
-        """The requests of a message, and a weak reference to the block of each."""
-        requests, refs = [], []
-        for _, segment, offset, nbytes, inputs, extras in batch:
-            base = self._memory.base(segment, offset, nbytes)
-            refs.append(weakref.ref(base))
-            plan = self._plans.get(inputs) or self._plan(inputs)
-            tensors = [Tensor._over(name, dtype, shape, base, start, size) for name, dtype, shape, start, size in plan]
-            if extras:
-                requested = extras[1]
-                names = self._all_outputs if requested is None else {self._output_names[i] for i in requested}
-                requests.append(InferenceRequest._received(tensors, names, extras[0], *extras[2:]))
             else:
-                requests.append(InferenceRequest._received(tensors, self._all_outputs))
-        return requests, refs
+                inbox.wait(waiter)
 
-    def _call(self, requests: List[InferenceRequest]) -> Tuple[int, List[Tuple[Any, ...]]]:
-        """(nanoseconds in ``execute``, an answer for each request). Nothing of the requests outlives it but what the model keeps."""
-        # Taken before: the list is the model's to change.
-        wanted = [request._requested for request in requests]
-        answers: List[Tuple[Any, ...]] = []
-        started = perf_counter_ns()
+    def _route(self, record: bytes) -> None:
+        """Takes a record that came down the ring. In the thread that leads."""
+        message = decode_down(record)
+        if message[0] == INDIRECT:
+            _, segment, offset, nbytes = message
+            (block,) = self._memory.receive([(segment, offset, nbytes)])
+            message = decode_down(block.tobytes())
+            self._memory.dropped.append((segment, offset))
+        if message[0] == FINALIZE:
+            self._finalizing = True
+            self._inbox.routed(self._waiter)
+            return
+        _, releases, batches, replies = message
+        if releases:
+            self._memory.release(releases)
+        if batches:
+            self._batches.extend(batches)
+            self._inbox.routed(self._waiter)
+        for reply in replies:
+            self._caller.route(reply)
+
+    def _before_sleep(self) -> None:
+        if self._memory.dropped:
+            self._outbox.post(())
+
+    def _execute(self, batch: Batch) -> None:
+        """One call of ``execute``."""
+        self._words[STARTED // 8] = batch[-1][0] + 1
+        cancelled = self._cancelled
+        if any(cancelled[message[0] & _SLOT] for message in batch):
+            batch = self._refuse_cancelled(batch)
+            if not batch:
+                return
+        # Nothing here may hold the requests when ``execute`` returns: what does then is the model's.
+        holder, execution = self._executions.begin(batch)
+        self._executing = True
         try:
-            responses = check_returned(self._execute_model(requests), len(wanted))
-            took = perf_counter_ns() - started
-            for response, names in zip(responses, wanted):
-                answers.append(self._answer(response, names))
+            values = [self._execute_model(holder.pop())]
         except BaseException as error:  # SystemExit too: only os._exit ends an instance
-            took = perf_counter_ns() - started
-            for blocks, *_ in answers:
-                self._memory.take_back(blocks)
-            answers = [self._failure(error)] * len(wanted)
-        return took, answers
+            self._executing = False
+            if self._forked:
+                _leave(error)
+            execution.raised(error)
+            return
+        self._executing = False
+        if self._forked:
+            _leave()
+        value = values[0]
+        if type(value) is not list and hasattr(value, "__await__"):
+            values.clear()
+            self._run_coroutine(execution, value)
+            return
+        del value
+        if self._decoupled and values[0] is None:
+            execution.went_on()
+        else:
+            execution.returned(values)
 
-    def _plan(self, inputs: Tuple[Any, ...]) -> Tuple[Any, ...]:
-        """The inputs of a message with names and types instead of numbers. Those of a model repeat, so they are remembered."""
-        plan = tuple((self._inputs[name], BY_CODE[dtype], shape, start, size) for name, dtype, shape, start, size in inputs)
-        if len(self._plans) >= _REMEMBERED:
-            self._plans.clear()
-        self._plans[inputs] = plan
-        return plan
+    def _refuse_cancelled(self, batch: Batch) -> Batch:
+        """Answers the requests that nobody wants any more, which spares the model the work; returns the others."""
+        answer = ((), (), (ErrorCode.CANCELLED, "the request was cancelled before it was executed"), "")
+        wanted, results = [], []
+        for message in batch:
+            if self._cancelled[message[0] & _SLOT]:
+                results.append((message[0], FINAL | RETURNED, 0, (), *answer))
+            else:
+                wanted.append(message)
+        self._outbox.post(results)
+        return wanted
 
-    def _answer(self, response: InferenceResponse, wanted: Set[str]) -> Tuple[Any, ...]:
-        """(blocks, outputs, error, parameters) of one response."""
-        error = response._error
-        if error is not None:
-            return (), (), (error.code(), error.message()), ""
-        outputs = self._outputs
-        tensors = [(outputs[t._name], t) for t in response._output_tensors if t._name in wanted]
-        if len(tensors) != len(response._output_tensors):
-            self._note_unknown(response)
-        placed = self._memory.place(tensors)
-        parameters = response._parameters
-        return placed.blocks, placed.outputs, (), "" if parameters == "{}" else parameters
+    # Coroutines
 
-    def _note_unknown(self, response: InferenceResponse) -> None:
-        """Says once of each output that the configuration does not have that nobody will get it."""
-        for name in {tensor._name for tensor in response._output_tensors} - self._all_outputs - self._unknown_outputs:
-            self._unknown_outputs.add(name)
-            self._log("WARNING", "model.py", 0, f"the output '{name}' of '{self._instance}' is not in its configuration and is dropped")
+    def _run_coroutine(self, execution: Execution, awaitable: Any) -> None:
+        """Runs what an ``async def execute`` returned. A decoupled model's goes on in the background; any other's is waited for, unless
+        the model may be executed several times at once."""
+        if self._decoupled:
+            self._loop.run(self._go_on(execution, awaitable))
+            execution.went_on()
+        else:
+            self._coroutines_begun += 1
+            self._loop.run(self._await(execution, awaitable))
 
-    def _failure(self, error: BaseException) -> Tuple[Any, ...]:
-        """The whole batch failed: the traceback goes to the log, the message to the client."""
-        frame = error.__traceback__
-        while frame is not None and frame.tb_next is not None:
-            frame = frame.tb_next
-        file, line = (frame.tb_frame.f_code.co_filename, frame.tb_lineno) if frame is not None else ("model.py", 0)
-        text = f"Failed to process the request(s) for model '{self._instance}', message: {headline(error)}"
-        self._log(
-            "ERROR", os.path.basename(file), line, text + "\n" + "".join(traceback.format_exception(None, error, error.__traceback__))
-        )
-        # The frames hold the requests, and so their memory, for as long as the exception lives.
-        traceback.clear_frames(error.__traceback__)
-        error.__traceback__ = None
-        return (), (), (ErrorCode.INTERNAL, text), ""
+    async def _go_on(self, execution: Execution, awaitable: Any) -> None:
+        self._register(execution)
+        try:
+            returned = await awaitable
+            if self._forked:
+                _leave()
+            if returned is not None:
+                self._warn(f"execute of the decoupled model instance '{self._instance}' returned {type(returned)}, which nobody gets")
+        except BaseException as error:
+            if self._forked:
+                _leave(error)
+            execution.failed_later(error)
+        finally:
+            self._unregister(execution)
 
-    def _send(self, results: Sequence[Tuple[Any, ...]]) -> None:
-        memory = self._memory
-        releases = []
-        while memory.dropped:
-            releases.append(memory.dropped.popleft())
-        record = self._pack((RESULTS, releases, results))
-        if len(record) > RECORD_BYTES:
-            record = self._pack((INDIRECT, *memory.write(record), len(record)))
-        while not self._up.push(record):
-            # Every slot is taken: the parent is behind. If it is gone, the watching thread ends this process.
-            self._up.ring()
-            sleep(0.001)
-        self._up.ring()
+    async def _await(self, execution: Execution, awaitable: Any) -> None:
+        self._register(execution)
+        holder = [awaitable]
+        del awaitable
+        try:
+            values = [await holder.pop()]
+            if self._forked:
+                _leave()
+        except BaseException as error:
+            if self._forked:
+                _leave(error)
+            execution.raised(error)
+        else:
+            execution.returned(values)
+        finally:
+            self._unregister(execution)
+            self._coroutines_ended += 1
+            self._inbox.finish(self._waiter)
+
+    def _register(self, execution: Execution) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        for exchange in execution.exchanges:
+            self._tasks[exchange.key] = task
+        if self._cancel_coroutines:
+            # The news that nobody waits may have come before the task was there.
+            self._cancel_unwanted(task)
+
+    def _unregister(self, execution: Execution) -> None:
+        for exchange in execution.exchanges:
+            self._tasks.pop(exchange.key, None)
+
+    def _cancel_coroutine(self, key: int) -> None:
+        """The server says that nobody wants the answer to a request any more. In the control thread."""
+
+        def cancel() -> None:
+            task = self._tasks.get(key)
+            if task is not None:
+                self._cancel_unwanted(task)
+
+        self._loop.call(cancel)
+
+    def _cancel_unwanted(self, task: asyncio.Task[None]) -> None:
+        """Cancels a task, once, if nobody wants the answer to any of its requests. In the loop."""
+        keys = [key for key, other in self._tasks.items() if other is task]
+        if all(self._cancelled[key & _SLOT] for key in keys):
+            for key in keys:
+                del self._tasks[key]
+            task.cancel()
+
+    def _blocks_execute(self) -> bool:
+        """Whether this is a thread without which ``execute`` does not return."""
+        thread = threading.current_thread()
+        if thread is self._loop.thread:
+            return not self._decoupled and self._max_concurrent == 1
+        return self._executing and thread is threading.main_thread()
+
+    # Readiness
+
+    def _check_ready(self, number: int) -> None:
+        """In the control thread, which must not wait for the model."""
+        threading.Thread(target=self._run_check, args=(number,), name="stublet-is-ready", daemon=True).start()
+
+    def _run_check(self, number: int) -> None:
+        def tell(answer: Any) -> None:
+            self._link.send((CHECKED, number, answer if type(answer) is bool else None))
+
+        async def tell_later(awaitable: Any) -> None:
+            try:
+                tell(await awaitable)
+            except BaseException:
+                self._warn(f"is_ready of '{self._instance}' failed\n{traceback.format_exc()}")
+                tell(None)
+
+        try:
+            answer = self._model.is_ready()
+        except BaseException:
+            self._warn(f"is_ready of '{self._instance}' failed\n{traceback.format_exc()}")
+            answer = None
+        if hasattr(answer, "__await__"):
+            self._loop.run(tell_later(answer))
+        else:
+            tell(answer)
+
+    # The end
 
     def _finalize(self) -> None:
         if not hasattr(self._model, "finalize"):
@@ -272,58 +366,26 @@ class StubProcess:
         try:
             self._model.finalize()
         except BaseException:
-            self._log("ERROR", "model.py", 0, f"finalize of '{self._instance}' failed\n{traceback.format_exc()}")
+            self._link.log("ERROR", "model.py", 0, f"finalize of '{self._instance}' failed\n{traceback.format_exc()}")
 
-    def _log(self, level: str, file: str, line: int, text: str) -> None:
-        self._control.send((LOG, level, file, line, text))
+    def _in_forked_child(self) -> None:
+        """The model forked: what the child must not touch is taken from it."""
+        self._forked = True
+        self._inbox.forked()
+        self._outbox.forked()
+        self._memory.forked()
+        self._link.forked()
+        # multiprocessing ends its workers so. The stub itself takes no notice, and what it does not do they inherit.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        host.caller = ForkedCaller(self._control)
+        host.ask = refuse
+        host.allocate = lambda nbytes: np.empty(nbytes, np.uint8)
 
-    def _fetch(self, segment_id: int) -> Segment:
-        """Reads the control socket until the segment is there, which the parent sent before it named it."""
-        with self._control_lock:
-            while segment_id not in self._memory.segments:
-                self._keep(self._receive_segment())
-            found: Segment = self._memory.segments[segment_id]
-            return found
+    def _warn(self, text: str) -> None:
+        self._link.log("WARNING", "model.py", 0, text)
 
     def _grow(self, nbytes: int) -> Segment:
-        with self._control_lock:
-            self._control.send((GROW, nbytes))
-            while True:
-                segment = self._receive_segment()
-                if segment is not None and segment.size >= nbytes:
-                    return segment
-                self._keep(segment)
-
-    def _take_announced(self) -> None:
-        """Maps what the parent has sent so far, so that the first request finds it mapped."""
-        readable = select.poll()
-        readable.register(self._control.fileno(), select.POLLIN)
-        with self._control_lock:
-            while readable.poll(0):
-                self._keep(self._receive_segment())
-
-    def _keep(self, segment: Optional[Segment]) -> None:
-        """A segment for outputs that came unasked, as the first one does."""
-        if segment is not None:
-            self._memory.arena.add(segment)
-
-    def _receive_segment(self) -> Optional[Segment]:
-        """One segment from the control socket; returned if it is for outputs, put in the table if it holds requests."""
-        if not _readable(self._control.fileno(), _ANSWER_SECONDS):
-            raise ProtocolError(f"the server did not send a segment within {_ANSWER_SECONDS:.0f} seconds")
-        message, fds = self._control.receive()
-        if message[0] != SEGMENT or len(message) != 4:
-            close_all(fds)
-            raise ProtocolError(f"a segment was due, message {message[0]!r} came")
-        _, segment_id, nbytes, for_outputs = message
-        if segment_id == NO_SEGMENT:
-            raise OutOfSharedMemory(f"Failed to increase the shared memory pool size to {nbytes} bytes. There is no room for it.")
-        # A large segment of requests is reserved as it fills: there is nothing yet behind its pages.
-        segment = Segment.attach(segment_id, fds[0], nbytes, map_pages=for_outputs or nbytes <= EAGER_BYTES)
-        if not for_outputs:
-            self._memory.segments[segment_id] = segment
-            return None
-        return segment
+        return self._link.grow(nbytes, self._memory.arena.add)
 
 
 def _no_execute(path: str) -> Callable[[Any], NoReturn]:
@@ -335,18 +397,13 @@ def _no_execute(path: str) -> Callable[[Any], NoReturn]:
     return execute
 
 
-def _readable(fd: int, seconds: float) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
-
-
-def _die_with_parent(control_fd: int) -> NoReturn:
-    hang_up = select.poll()
-    hang_up.register(control_fd, 0)
-    while not hang_up.poll(None):
-        continue
-    os._exit(1)
+def _leave(error: Optional[BaseException] = None) -> NoReturn:
+    """Ends a process that the model forked and that came back from ``execute``: it would take the stub's work from it."""
+    if error is not None:
+        traceback.print_exception(None, error, error.__traceback__)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if error is None else 1)
 
 
 def _ignore(_signum: int, _frame: object) -> None:
@@ -364,7 +421,7 @@ def main(control_fd: int) -> int:
     for stream in (sys.stdout, sys.stderr):
         # Pipes to the server's log: each line when it is printed.
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    stub = StubProcess(ControlSocket(socket.socket(fileno=control_fd)))
+    stub = Stub(ControlSocket(socket.socket(fileno=control_fd)))
     try:
         return stub.run()
     except PeerGone:

@@ -29,7 +29,7 @@ class Tensor:
         TritonModelException: empty name, or a dtype that Triton does not have.
     """
 
-    __slots__ = ("_array", "_data", "_dtype", "_name", "_nbytes", "_offset", "_shape")
+    __slots__ = ("_array", "_data", "_dtype", "_frozen", "_name", "_nbytes", "_offset", "_shape")
 
     def __init__(self, name: str, ndarray: np.ndarray) -> None:
         if not isinstance(name, str):
@@ -47,6 +47,7 @@ class Tensor:
         self._dtype: DataType = dtype
         self._shape: Tuple[int, ...] = ndarray.shape
         self._offset = 0
+        self._frozen: Any = None  # the bytes as they were when the tensor was first sent
         if dtype is BYTES:
             self._data: Optional[np.ndarray] = np.frombuffer(bytes_codec.encode(as_items(ndarray)), np.uint8)
             self._array: Optional[np.ndarray] = None
@@ -67,6 +68,7 @@ class Tensor:
         tensor._offset = offset
         tensor._nbytes = nbytes
         tensor._array = None
+        tensor._frozen = None
         return tensor
 
     def name(self) -> str:
@@ -161,6 +163,15 @@ class Tensor:
             return self._data[self._offset : self._offset + self._nbytes]
         assert self._array is not None
         return self._array.reshape(-1).view(np.uint8)
+
+    def _snapshot(self) -> Any:
+        """The tensor's bytes, for a small tensor: what they were when it was first sent, if it is one over an array of the model's."""
+        if self._data is not None:
+            return self._wire()
+        if self._frozen is None:
+            assert self._array is not None
+            self._frozen = self._array.tobytes()
+        return self._frozen
 
     def _capsule(self, versioned: bool) -> Any:
         address, read_only = self._wire().__array_interface__["data"] if self._nbytes else (0, False)

@@ -11,17 +11,30 @@ from ..shm import bytes_codec
 from ..shm.dtype import BY_CODE, BY_NUMPY, BYTES, DATA_TYPES
 from .error import TritonError, TritonModelException
 from .host import host
-from .inference import InferenceRequest, InferenceResponse
 from .logger import Logger
+from .metrics import MetricFamily
+from .model_config import ModelConfig
+from .model_control import is_model_ready, load_model, unload_model
+from .preferred_memory import TRITONSERVER_MEMORY_CPU, TRITONSERVER_MEMORY_GPU, PreferredMemory
+from .request import InferenceRequest
+from .response import InferenceResponse
 from .tensor import Tensor, as_items, empty
 
 __all__ = [
+    "TRITONSERVER_MEMORY_CPU",
+    "TRITONSERVER_MEMORY_GPU",
     "TRITONSERVER_REQUEST_FLAG_SEQUENCE_END",
     "TRITONSERVER_REQUEST_FLAG_SEQUENCE_START",
+    "TRITONSERVER_REQUEST_RELEASE_ALL",
+    "TRITONSERVER_REQUEST_RELEASE_RESCHEDULE",
+    "TRITONSERVER_RESPONSE_COMPLETE_FINAL",
     "TRITON_STRING_TO_NUMPY",
     "InferenceRequest",
     "InferenceResponse",
     "Logger",
+    "MetricFamily",
+    "ModelConfig",
+    "PreferredMemory",
     "Tensor",
     "TritonError",
     "TritonModelException",
@@ -32,15 +45,21 @@ __all__ = [
     "get_model_dir",
     "get_output_config_by_name",
     "get_output_tensor_by_name",
+    "is_model_ready",
+    "load_model",
     "numpy_to_triton_type",
     "serialize_byte_tensor",
     "triton_string_to_numpy",
     "triton_to_numpy_type",
+    "unload_model",
     "using_decoupled_model_transaction_policy",
 ]
 
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_START = 1
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_END = 2
+TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
+TRITONSERVER_REQUEST_RELEASE_ALL = 1
+TRITONSERVER_REQUEST_RELEASE_RESCHEDULE = 2
 
 TRITON_STRING_TO_NUMPY: Dict[str, Any] = {
     t.config_name: t.numpy.type for t in DATA_TYPES if t.numpy is not None

@@ -11,14 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stublet.parent import model_config
 from stublet.parent.model_config import ConfigError
-from stublet.parent.repository import ModelFiles, RepositoryError, load_config, scan
+
+FIELDS = st.sampled_from(
+    ["name", "input", "output", "dims", "data_type", "max_batch_size", "dynamic_batching", "parameters", "instance_group"]
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["TYPE_FP32", "KIND_CPU"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS | st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
 
 TENSORS = 'input { name: "A" data_type: TYPE_FP32 dims: [4] } output { name: "B" data_type: TYPE_STRING dims: [-1, 2] }'
 
 
 def configured(text: str, name: str = "m") -> Any:
     config = model_config.parse(text, "config.pbtxt")
+    if not config.platform:
+        config.backend = config.backend or "python"
     model_config.complete(config, name)
+    model_config.check_identity(config, name)
     model_config.check(config, name)
     return config
 
@@ -57,7 +68,29 @@ def test_any_text_is_a_config_or_a_config_error(text: str) -> None:
     "text, complaint",
     [
         ('name: "other"', "the model's directory is named 'm', but its configuration says name: 'other'"),
-        ('backend: "onnxruntime"', "unable to find backend 'onnxruntime' of model 'm': stublet serves backend: \"python\""),
+        (
+            'backend: "onnxruntime"',
+            "unable to find backend library for backend 'onnxruntime' of model 'm': stublet serves backend: \"python\", and Python-based"
+            " backends in --backend-directory",
+        ),
+        (
+            'platform: "onnxruntime_onnx"',
+            "unable to find backend library for backend 'onnxruntime_onnx' of model 'm': stublet serves backend: \"python\", and"
+            " Python-based backends in --backend-directory",
+        ),
+        ('platform: "x" backend: "python"', "unexpected 'platform' and 'backend' pair, got:x, python"),
+        (
+            'default_model_filename: "../model.py"',
+            "'default_model_filename' of model 'm' must be below its version directories, not '../model.py'",
+        ),
+        (
+            'default_model_filename: "x/../../m.py"',
+            "'default_model_filename' of model 'm' must be below its version directories, not '../m.py'",
+        ),
+        (
+            'default_model_filename: "/etc/model.py"',
+            "'default_model_filename' of model 'm' must be below its version directories, not '/etc/model.py'",
+        ),
         ('platform: "ensemble"', "'m' is an ensemble, which this version of stublet does not serve"),
         ("max_batch_size: -1", "'max_batch_size' must be non-negative value for m"),
         ("sequence_batching { }", "'sequence_batching' of model 'm' is not supported by this version of stublet"),
@@ -77,6 +110,10 @@ def test_any_text_is_a_config_or_a_config_error(text: str) -> None:
             "model input 'A' is specified more than once for m",
         ),
         (
+            'parameters { key: "FORCE_CPU_ONLY_INPUT_TENSORS" value { string_value: "never" } }',
+            "Incorrect value for FORCE_CPU_ONLY_INPUT_TENSORS: never'",
+        ),
+        (
             "instance_group { kind: KIND_CPU gpus: [0] }",
             "instance group m_0 of model m has kind KIND_CPU but specifies one or more GPU",
         ),
@@ -86,6 +123,11 @@ def test_what_does_not_hold_is_refused(text: str, complaint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         configured(text)
     assert str(caught.value) == complaint
+
+
+@pytest.mark.parametrize("value", ["yes", "no"])
+def test_inputs_on_the_cpu_only_or_not(value: str) -> None:
+    configured(f'parameters {{ key: "FORCE_CPU_ONLY_INPUT_TENSORS" value {{ string_value: "{value}" }} }}')
 
 
 @pytest.mark.parametrize("name", list(";|&$`<>()[]{}\\\"'*?~#!"))
@@ -154,86 +196,58 @@ def test_a_version_that_is_not_there() -> None:
         model_config.chosen_versions(configured("version_policy { specific { versions: [1, 7] } }"), [1])
 
 
-def environment(value: str) -> Any:
-    return configured(f'parameters {{ key: "EXECUTION_ENV_PATH" value {{ string_value: "{value}" }} }}')
+def test_the_json_of_a_configuration_is_read_as_it_is_written() -> None:
+    config = configured('max_batch_size: 8 dynamic_batching { } parameters { key: "k" value { string_value: "v" } }' + TENSORS)
+    assert model_config.parse_json(json.dumps(model_config.as_dict(config))) == config
 
 
-def test_no_environment() -> None:
-    assert model_config.environment_of(configured(""), "/models/m") is None
-    assert model_config.environment_of(environment(""), "/models/m") is None
-
-
-def test_an_environment_in_the_model_directory(tmp_path: Path) -> None:
-    python = tmp_path / "env" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.touch(0o755)
-    assert model_config.environment_of(environment("$$TRITON_MODEL_DIRECTORY/env"), str(tmp_path)) == str(tmp_path / "env")
+def test_the_json_of_a_configuration_may_be_protobufs() -> None:
+    config = model_config.parse_json('{"maxBatchSize": "8", "input": [{"name": "A", "dataType": "TYPE_FP32", "dims": ["4"]}]}')
+    assert (config.max_batch_size, list(config.input[0].dims)) == (8, [4])
 
 
 @pytest.mark.parametrize(
-    "value, complaint",
+    "text, complaint",
     [
-        ("/no/such/place", "'/no/such/place' does not exist"),
-        ("/dev/null", "'/dev/null' is not a directory (packed archives are not supported by this version)"),
-        ("/dev/shm", "'/dev/shm/bin/python' is not an executable interpreter"),
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
+        pytest.param("[" * 100_000, "is not JSON", id="deep"),
+        ("[]", "is not a JSON object"),
+        ("null", "is not a JSON object"),
+        ("5", "is not a JSON object"),
+        ('{"nonsense": 1}', 'does not hold: .* no field named "nonsense"'),
+        ('{"input": 5}', "does not hold"),
+        ('{"max_batch_size": 99999999999}', "does not hold: Failed to parse max_batch_size"),
     ],
 )
-def test_an_environment_that_is_none(value: str, complaint: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        model_config.environment_of(environment(value), "/models/m")
-    assert str(caught.value) == f"EXECUTION_ENV_PATH of model 'm': {complaint}"
+def test_json_that_is_no_configuration(text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=f"^the configuration {complaint}"):
+        model_config.parse_json(text)
 
 
-# Repositories
+@given(document=JSON)
+def test_any_json_is_a_configuration_or_a_config_error(document: Any) -> None:
+    try:
+        model_config.parse_json(json.dumps(document))
+    except ConfigError as error:
+        assert str(error)
 
 
-def directory(root: Path, name: str, *versions: str, config: bool = True) -> None:
-    for version in ("", *versions):
-        (root / name / version).mkdir(parents=True, exist_ok=True)
-    if config:
-        (root / name / "config.pbtxt").touch()
+def test_python_based_backends(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "model.py").touch()
+    (tmp_path / "library").mkdir()
+    assert model_config.python_based_backend(str(tmp_path), "mine") == str(tmp_path / "mine")
+    for backend in ("library", "other", "", ".", "..", "../mine", "mine/.", "a\0b"):
+        assert model_config.python_based_backend(str(tmp_path), backend) == ""
+    assert model_config.python_based_backend("", "mine") == ""
 
 
-def test_scan(tmp_path: Path) -> None:
-    directory(tmp_path, "a", "1", "2", "10", "007", "x", "-1", "1.5", "²", "0")
-    directory(tmp_path, "b")
-    directory(tmp_path, "c", "1", config=False)
-    directory(tmp_path, "d", config=False)
-    directory(tmp_path, ".hidden", "1")
-    directory(tmp_path, "__pycache__", "1")
-    (tmp_path / "README.md").touch()
-    found = scan([str(tmp_path)])
-    assert {name: files.versions for name, files in found.items()} == {"a": [1, 2, 10], "b": [], "c": [1]}
-    assert found["a"].path == str(tmp_path / "a")
+@pytest.mark.parametrize("value, path", [("", ""), ("/envs/a", "/envs/a"), ("$$TRITON_MODEL_DIRECTORY/../e.tar.gz", "/models/e.tar.gz")])
+def test_where_an_environment_is(value: str, path: str) -> None:
+    config = configured(f'parameters {{ key: "EXECUTION_ENV_PATH" value {{ string_value: "{value}" }} }}')
+    assert model_config.environment_path(config, "/models/m") == path
 
 
-def test_a_model_in_two_repositories(tmp_path: Path) -> None:
-    for root in ("x", "y"):
-        directory(tmp_path / root, "m", "1")
-    with pytest.raises(RepositoryError, match=r"^model 'm' appears in two or more repositories: '.*/x/m' and '.*/y/m'$"):
-        scan([str(tmp_path / "x"), str(tmp_path / "y")])
-
-
-@pytest.mark.parametrize("root", ["/no/such/place", "/dev/null"])
-def test_a_repository_that_is_none(root: str) -> None:
-    with pytest.raises(RepositoryError, match=rf"^the model repository '{root}' is not a directory$"):
-        scan([root])
-
-
-def test_a_model_without_config(tmp_path: Path) -> None:
-    directory(tmp_path, "m", "1", config=False)
-    with pytest.raises(ConfigError, match=r"^model 'm' has no config.pbtxt in '"):
-        load_config(scan([str(tmp_path)])["m"])
-
-
-def test_a_model_without_versions(tmp_path: Path) -> None:
-    directory(tmp_path, "m")
-    with pytest.raises(ConfigError, match=r"^at least one version must be available under the version policy of model 'm'$"):
-        load_config(scan([str(tmp_path)])["m"])
-
-
-def test_a_config_that_is_not_text(tmp_path: Path) -> None:
-    directory(tmp_path, "m", "1")
-    (tmp_path / "m" / "config.pbtxt").write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match=r"config\.pbtxt: 'utf-8' codec can't decode"):
-        load_config(ModelFiles("m", str(tmp_path / "m"), [1]))
+def test_no_environment() -> None:
+    assert model_config.environment_path(configured(""), "/models/m") == ""

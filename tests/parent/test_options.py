@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Tuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stublet.parent.options import BackendOptions, OptionError
+from stublet.parent.options import BackendOptions, OptionError, ServerOptions
 
 
 @pytest.mark.parametrize(
@@ -19,10 +19,13 @@ from stublet.parent.options import BackendOptions, OptionError
         ([("stub-timeout-seconds", "5"), ("stub-timeout-seconds", "7")], {"stub_timeout_seconds": 7}),
         ([("shm-region-prefix-name", "x"), ("thread-pool-size", "8"), ("shm_message_queue_size", "9")], {}),
         ([("default-max-batch-size", "4")], {}),
+        ([("auto-complete-timeout-seconds", "7")], {"auto_complete_timeout_seconds": 7}),
     ],
 )
 def test_backend_options(settings: List[Tuple[str, str]], expected: Dict[str, Any]) -> None:
-    defaults = {"shm_default_byte_size": 1 << 20, "shm_growth_byte_size": 1 << 20, "stub_timeout_seconds": 30}
+    defaults = {
+        "shm_default_byte_size": 1 << 20, "shm_growth_byte_size": 1 << 20, "stub_timeout_seconds": 30, "auto_complete_timeout_seconds": 300,
+    }  # fmt: skip
     options = BackendOptions.parse(settings)
     assert {name: getattr(options, name) for name in defaults} == {**defaults, **expected}
 
@@ -33,12 +36,14 @@ def test_backend_options(settings: List[Tuple[str, str]], expected: Dict[str, An
         ("shm-default-byte-size", "1048575", "shm-default-byte-size can't be smaller than 1 MiB"),
         ("shm-default-byte-size", "-1", "shm-default-byte-size can't be smaller than 1 MiB"),
         ("shm-growth-byte-size", "0", "shm-growth-byte-size can't be smaller than or equal to zero."),
+        ("auto-complete-timeout-seconds", "0", "auto-complete-timeout-seconds can't be smaller than or equal to zero."),
         ("stub-timeout-seconds", "0", "stub-timeout-seconds can't be smaller than or equal to zero."),
         ("stub-timeout-seconds", "soon", "--backend-config=python,stub-timeout-seconds=soon: the value is not an integer (stol)"),
         ("stub-timeout-seconds", "", "--backend-config=python,stub-timeout-seconds=: the value is not an integer (stol)"),
         (
             "shm-size", "1",
-            "--backend-config=python,shm-size=1: unknown key; known are shm-default-byte-size, shm-growth-byte-size, stub-timeout-seconds",
+            "--backend-config=python,shm-size=1: unknown key; known are auto-complete-timeout-seconds, shm-default-byte-size, "
+            "shm-growth-byte-size, stub-timeout-seconds",
         ),
     ],
 )  # fmt: skip
@@ -54,3 +59,37 @@ def test_any_setting_is_taken_or_an_option_error(settings: List[Tuple[str, str]]
         BackendOptions.parse(settings)
     except OptionError as error:
         assert str(error)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"model_control_mode": "explicit"},
+        {"model_control_mode": "explicit", "load_models": ["a", "b"]},
+        {"model_control_mode": "explicit", "load_models": ["*"]},
+        {"model_control_mode": "explicit", "load_models": ["*", "*"]},
+        {"backend_directory": "/"},
+    ],
+)
+def test_options_that_go_together(options: Dict[str, Any]) -> None:
+    ServerOptions(**options).check()
+
+
+@pytest.mark.parametrize(
+    "options, complaint",
+    [
+        ({"model_control_mode": "poll"}, "--model-control-mode=poll is not in this version; use none or explicit"),
+        ({"model_control_mode": "auto"}, "--model-control-mode=auto: the modes are none and explicit"),
+        ({"load_models": ["a"]}, "Use of '--load-model' requires setting '--model-control-mode=explicit' as well."),
+        (
+            {"model_control_mode": "explicit", "load_models": ["a", "*"]},
+            "Wildcard model name '*' must be the ONLY startup model if specified at all.",
+        ),
+        ({"backend_directory": "/no/such/place"}, "--backend-directory: '/no/such/place' is not a directory"),
+    ],
+)
+def test_options_that_do_not(options: Dict[str, Any], complaint: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        ServerOptions(**options).check()
+    assert str(caught.value) == complaint

@@ -7,7 +7,7 @@ from typing import Dict, List
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from stublet.parent.scheduler import LOOKAHEAD, DefaultScheduler
 
 Scheduler = DefaultScheduler[str, int]
@@ -69,12 +69,86 @@ def test_a_survivor_takes_over() -> None:
     assert scheduler.finished(second, 3) == []
 
 
+# ---- instances that execute several requests at a time ----
+
+
+def handed_to(dispatches: List[tuple[str, int]]) -> List[str]:
+    return sorted(instance for instance, _ in dispatches)
+
+
+@pytest.mark.parametrize("capacity", [2, 5])
+def test_each_instance_is_handed_as_many_as_it_executes(capacity: int) -> None:
+    scheduler: Scheduler = DefaultScheduler(capacity)
+    scheduler.add("a")
+    scheduler.add("b")
+    handed = [dispatch for number in range(2 * capacity + 3) for dispatch in scheduler.enqueue(number)]
+    assert handed_to(handed) == ["a"] * capacity + ["b"] * capacity
+    assert scheduler.finished("a", 1) == [("a", 2 * capacity)]
+    assert handed_to(scheduler.finished("b", 3)) == ["b"] * 2
+    assert scheduler.finished("a", capacity) == []
+
+
+def test_the_one_with_less_to_do_is_handed_the_next() -> None:
+    scheduler: Scheduler = DefaultScheduler(4)
+    scheduler.add("a")
+    scheduler.add("b")
+    handed = [dispatch for number in range(4) for dispatch in scheduler.enqueue(number)]
+    assert handed_to(handed[:2]) == handed_to(handed[2:]) == ["a", "b"]
+    scheduler.finished("a", 2)
+    assert [scheduler.enqueue(number) for number in (4, 5)] == [[("a", 4)], [("a", 5)]]
+    assert handed_to([*scheduler.enqueue(6), *scheduler.enqueue(7)]) == ["a", "b"]
+
+
+@pytest.mark.parametrize("capacity", [2, LOOKAHEAD, LOOKAHEAD + 5])
+def test_a_lone_instance_is_handed_at_least_what_it_executes(capacity: int) -> None:
+    scheduler: Scheduler = DefaultScheduler(capacity)
+    for number in range(100):
+        scheduler.enqueue(number)
+    at_once = max(LOOKAHEAD, capacity)
+    assert scheduler.add("a") == [("a", number) for number in range(at_once)]
+    assert scheduler.finished("a", 3) == [("a", at_once + number) for number in range(3)]
+
+
+def test_what_a_lone_instance_was_handed_beforehand_is_its_own() -> None:
+    """Another instance that comes later takes what is in the queue; the first is handed nothing before it has room again."""
+    scheduler: Scheduler = DefaultScheduler(2)
+    scheduler.add("a")
+    for number in range(LOOKAHEAD + 4):
+        scheduler.enqueue(number)
+    assert handed_to(scheduler.add("b")) == ["b"] * 2
+    assert scheduler.finished("a", LOOKAHEAD - 2) == []
+    assert handed_to(scheduler.finished("a", 1)) == ["a"]
+
+
+# ---- requests that nobody wants any more ----
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_request_in_the_queue_can_be_withdrawn(which: int) -> None:
+    scheduler: Scheduler = DefaultScheduler()
+    for number in range(3):
+        scheduler.enqueue(number)
+    assert scheduler.withdraw(which) is True
+    assert scheduler.withdraw(which) is False, "it is no longer in it"
+    assert [number for _, number in scheduler.add("a")] == [number for number in range(3) if number != which]
+
+
+def test_a_request_that_was_handed_over_cannot_be_withdrawn() -> None:
+    scheduler: Scheduler = DefaultScheduler()
+    scheduler.add("a")
+    scheduler.enqueue(0)
+    assert scheduler.withdraw(0) is False and scheduler.withdraw(1) is False
+    assert scheduler.remove("a", [0]) == []
+    assert scheduler.withdraw(0) is True, "it came back"
+
+
 class Scheduling(RuleBasedStateMachine):
     """Nothing lost, nothing twice, nothing idle while something waits."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scheduler: Scheduler = DefaultScheduler()
+        self.capacity = 1
         self.running: Dict[str, List[int]] = {}
         self.waiting: List[int] = []
         self.arrived = 0
@@ -84,6 +158,18 @@ class Scheduling(RuleBasedStateMachine):
         for instance, request in dispatches:
             assert request == self.waiting.pop(0), "requests start in the order of their arrival"
             self.running[instance].append(request)
+
+    @initialize(capacity=st.sampled_from([1, 2, 3, LOOKAHEAD + 4]))
+    def choose(self, capacity: int) -> None:
+        self.scheduler = DefaultScheduler(capacity)
+        self.capacity = capacity
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        request = data.draw(st.sampled_from(self.waiting))
+        assert self.scheduler.withdraw(request)
+        self.waiting.remove(request)
 
     @rule()
     def arrive(self) -> None:
@@ -123,22 +209,23 @@ class Scheduling(RuleBasedStateMachine):
     @invariant()
     def nobody_is_idle_while_something_waits(self) -> None:
         if self.waiting:
-            assert all(self.running.values())
+            assert all(len(requests) >= self.capacity for requests in self.running.values())
             if len(self.running) == 1:
-                assert len(next(iter(self.running.values()))) >= LOOKAHEAD
+                assert len(next(iter(self.running.values()))) >= max(LOOKAHEAD, self.capacity)
 
     @invariant()
     def nobody_has_too_many(self) -> None:
-        assert all(len(requests) <= LOOKAHEAD for requests in self.running.values())
+        assert all(len(requests) <= max(LOOKAHEAD, self.capacity) for requests in self.running.values())
 
 
 TestScheduling = Scheduling.TestCase
 
 
 @pytest.mark.parametrize("instances", [1, 2, 5])
+@pytest.mark.parametrize("capacity", [1, 3])
 @given(counts=st.lists(st.integers(1, 40), max_size=10))
-def test_everything_is_served_once(instances: int, counts: List[int]) -> None:
-    scheduler: Scheduler = DefaultScheduler()
+def test_everything_is_served_once(instances: int, capacity: int, counts: List[int]) -> None:
+    scheduler: Scheduler = DefaultScheduler(capacity)
     for number in range(instances):
         scheduler.add(str(number))
     served: List[int] = []

@@ -136,7 +136,7 @@ def test_results_can_be_written_to(embedded: Server) -> None:
         ("vector", {"INPUT0": FOUR.astype(complex)}, {}, InvalidArgument,
          "input 'INPUT0' of model 'vector' has dtype complex128, which the protocol does not have"),
         ("vector", {"INPUT0": FOUR}, {"outputs": ["NOPE"]}, InvalidArgument, "unexpected inference output 'NOPE' for model 'vector'"),
-        ("decoupled", {"INPUT0": FOUR[:1]}, {}, Unsupported, "model 'decoupled' is decoupled, which this version of stublet does not serve"),
+        ("decoupled", {"INPUT0": FOUR[:1]}, {}, Unsupported, "model 'decoupled' is decoupled and may answer more than once: use infer_stream or infer_stream_async"),
     ],
     ids=["model", "version", "dtype", "list", "byte order", "complex", "output", "decoupled"],
 )  # fmt: skip

@@ -6,9 +6,16 @@ from pathlib import Path
 from typing import Callable, Iterator, List
 
 import pytest
+import uvloop
 from server_process import ServerProcess
 
 Serve = Callable[..., ServerProcess]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libuv() -> None:
+    """libuv makes a pipe with the first loop of a process and keeps it; no test should be charged with it."""
+    uvloop.new_event_loop().close()
 
 
 @pytest.fixture

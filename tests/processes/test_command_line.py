@@ -16,6 +16,11 @@ from server_process import run_serve
 @pytest.mark.parametrize(
     "arguments, text",
     [
+        (["x", "--model-control-mode=poll"], "--model-control-mode=poll is not in this version; use none or explicit"),
+        (["x", "--model-control-mode=some"], "'some' is not one of 'none', 'poll', 'explicit'"),
+        (["x", "--load-model", "a"], "Use of '--load-model' requires setting '--model-control-mode=explicit' as well."),
+        (["x", "--backend-directory", "/no/such/place"], "--backend-directory: '/no/such/place' is not a directory"),
+        (["x", "--strict-model-config=perhaps"], "'perhaps' is not a valid boolean"),
         ([], "name a model repository, for instance: stublet serve examples/models"),
         (["x", "--nonsense"], "No such option"),
         (["x", "--http-port", "many"], "'many' is not a valid integer"),
@@ -24,10 +29,12 @@ from server_process import run_serve
         (["x", "--exit-on-error=perhaps"], "'perhaps' is not a valid boolean"),
         (["x", "--backend-config", "python"], "'python' is not of the form <backend>,<key>=<value>"),
         (["x", "--backend-config", "python,shm-default-byte-size=5"], "shm-default-byte-size can't be smaller than 1 MiB"),
-        (["x", "--backend-config", "python,nonsense=5"], "unknown key; known are shm-default-byte-size,"),
+        (["x", "--backend-config", "python,nonsense=5"], "unknown key; known are auto-complete-timeout-seconds, shm-default-byte-size,"),
         (["x", "--log-format", "fancy"], "'fancy' is not one of 'default', 'ISO8601'"),
         (["x", "--log-file", "/no/such/place/log"], "--log-file: [Errno 2] No such file or directory"),
-        (["x", "--allow-grpc=true"], "gRPC and metrics are not in this version"),
+        (["x", "--metrics-port", "-1"], "-1 is not in the range 0<=x<=65535"),
+        (["x", "--allow-metrics=perhaps"], "'perhaps' is not a valid boolean"),
+        (["x", "--allow-grpc=true"], "gRPC is not in this version"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -52,13 +59,28 @@ def test_a_model_in_two_repositories(tmp_path: Path) -> None:
     assert "error: model 'twice' appears in two or more repositories" in done.stderr
 
 
-def test_a_port_that_is_taken(repository: Path) -> None:
+def test_models_that_are_loaded_at_the_start(repository: Path, serve: Any) -> None:
+    for name in ("a", "b"):
+        write_model(repository, name)
+    server = serve("--model-control-mode=explicit", "--load-model", "a")
+    assert list(server.stubs()) == ["a_0_0"]
+    server.stop()
+
+
+def test_a_model_to_load_that_is_not_there(repository: Path) -> None:
+    done = run_serve(str(repository), "--http-port", "0", "--model-control-mode=explicit", "--load-model", "gone")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: failed to load 'gone': failed to poll from model repository"
+
+
+@pytest.mark.parametrize("option, what", [("--http-port", "HTTP"), ("--metrics-port", "metrics")])
+def test_a_port_that_is_taken(repository: Path, option: str, what: str) -> None:
     write_model(repository, "echo")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = run_serve(str(repository), "--http-port", str(port))
+        done = run_serve(str(repository), "--http-port", "0", option, str(port))
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == f"error: cannot listen for HTTP on 127.0.0.1:{port}: Address already in use"
+    assert done.stderr.splitlines()[-1] == f"error: cannot listen for {what} on 127.0.0.1:{port}: Address already in use"
     assert "Traceback" not in done.stderr
 
 
@@ -77,7 +99,7 @@ def test_the_table_and_the_log(repository: Path, serve: Any) -> None:
     assert set(stubs) == {"echo_0_0", "echo_0_1"}
     assert ["echo", "1", "echo_0_0", str(stubs["echo_0_0"]), "CPU", "READY"] in table
     assert re.search(
-        r"^I\d{4} \d\d:\d\d:\d\d\.\d{6} %d core\.py:\d+\] successfully loaded 'echo' version 1$" % server.pid, server.log, re.M
+        r"^I\d{4} \d\d:\d\d:\d\d\.\d{6} %d model_control\.py:\d+\] successfully loaded 'echo' version 1$" % server.pid, server.log, re.M
     )
     with server.wire() as wire:
         assert wire.ask(request("GET", "/v2")).json()["name"] == "name of mine"

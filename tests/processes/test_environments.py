@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any, Dict, Optional
 
@@ -72,6 +73,13 @@ def _make(path: Path, version: str, packages: Any) -> str:
     return ""
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the servers of this test keep environments."""
+    monkeypatch.setenv("STUBLET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "environments"
+
+
 def in_environment(path: Any) -> str:
     return f'parameters {{ key: "EXECUTION_ENV_PATH" value {{ string_value: "{path}" }} }}'
 
@@ -85,7 +93,7 @@ import subprocess
 result = json.dumps({
     "version": "%d.%d" % sys.version_info[:2], "prefix": sys.prefix, "VIRTUAL_ENV": os.environ.get("VIRTUAL_ENV"),
     "PATH": os.environ["PATH"].split(":")[0], "PYTHONHOME": os.environ.get("PYTHONHOME"), "argv": sys.argv,
-    "libraries": os.environ.get("LD_LIBRARY_PATH", ""), "numpy": np.__file__,
+    "libraries": os.environ.get("LD_LIBRARY_PATH"), "numpy": np.__file__,
     "server": [name for name in ("uvicorn", "tritonclient", "google.protobuf") if name in sys.modules],
     "which": subprocess.run(["python", "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True).stdout.strip(),
     "shaken": float(np.random.random(3).sum()) > 0,
@@ -112,6 +120,7 @@ def test_a_model_of_another_python(environments: Path, repository: Path, serve: 
         assert other["prefix"] == other["VIRTUAL_ENV"] == other["which"] == str(path)
         assert other["PATH"] == f"{path}/bin"
         assert other["PYTHONHOME"] is None
+        assert other["libraries"] is None
         assert other["numpy"].startswith(str(path))
         assert other["server"] == []
         assert told_of["obey"]["version"] == SERVERS
@@ -178,13 +187,15 @@ def test_an_environment_without_numpy(repository: Path, tmp_path: Path, serve: A
     "make, reason",
     [
         (lambda path: None, "does not exist"),
-        (lambda path: path.touch(), "is not a directory"),
+        (lambda path: path.touch(), "cannot be unpacked: it is no tar archive, compressed or not"),
         (lambda path: path.mkdir(), "is not an executable interpreter"),
         (lambda path: _script(path, "#!/no/such/interpreter\n"), "cannot be started: No such file or directory"),
         (lambda path: _script(path, "not a program"), "cannot be started: Exec format error"),
         (lambda path: _script(path, "#!/bin/sh\necho this is no Python >&2; exit 9\n"), "this is no Python"),
+        (lambda path: _script(path, "#!/bin/sh\n").chmod(0o644), "is not an executable interpreter"),
+        (lambda path: _slip(path), "its entry '../slipped' is refused: Path contains '..'"),
     ],
-    ids=["absent", "a file", "empty", "no interpreter", "no program", "another program"],
+    ids=["absent", "a file", "empty", "no interpreter", "no program", "another program", "not executable", "slips out"],
 )
 def test_an_environment_that_is_none(repository: Path, tmp_path: Path, serve: Any, make: Any, reason: str) -> None:
     make(tmp_path / "odd")
@@ -195,11 +206,123 @@ def test_an_environment_that_is_none(repository: Path, tmp_path: Path, serve: An
     server.stop()
 
 
-def _script(path: Path, text: str) -> None:
+def _script(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     python = path / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(text)
     python.chmod(0o755)
+    return python
+
+
+def _slip(path: Path) -> None:
+    with tarfile.open(path, "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("../slipped"))
+
+
+# Packed, and made from requirements
+
+
+def pack(path: Path, directory: Path, said: str) -> Path:
+    """A packed environment that consists of little more than the tests' own interpreter, and says so in $SAYS."""
+    directory.mkdir(exist_ok=True)
+    (directory / "conda-meta").mkdir(exist_ok=True)
+    if not (directory / "bin").exists():
+        _script(directory, f'#!/bin/sh\nSAYS="{said} $LD_LIBRARY_PATH" exec {sys.executable} "$@"\n')
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(directory, ".")
+    return path
+
+
+TELL_PACKED = """
+result = json.dumps({name: os.environ.get(name) for name in ("VIRTUAL_ENV", "CONDA_PREFIX", "SAYS", "LD_LIBRARY_PATH", "STUBLET_LIBRARIES")})
+"""
+
+
+def test_a_packed_environment(repository: Path, tmp_path: Path, serve: Any, cache: Path) -> None:
+    archive = pack(tmp_path / "env.tar.gz", tmp_path / "env", "packed")
+    for name in ("first", "second"):
+        copy_model(repository, "obey", name, in_environment(archive))
+    theirs = str(tmp_path / "theirs")
+    for times in (1, 0):
+        server = serve(LD_LIBRARY_PATH=theirs)
+        with server.wire() as wire:
+            (first, second) = [json.loads(wire.ask(told(TELL_PACKED, n)).json()["outputs"][0]["data"][0]) for n in ("first", "second")]
+        server.stop()
+        # One unpacks it, for both, and for the server that comes after.
+        assert server.log.count(f"Extracting Python execution env {archive}") == times
+        (key,) = os.listdir(cache)
+        root = f"{cache}/{key}/env"
+        assert first == second
+        assert first == {
+            "VIRTUAL_ENV": root,
+            "CONDA_PREFIX": root,
+            "SAYS": f"packed {root}/lib:{theirs}",
+            "LD_LIBRARY_PATH": theirs,
+            "STUBLET_LIBRARIES": None,
+        }
+
+
+SLOW_UV = """#!/bin/sh
+echo "$$" > "$ASKED"
+exec sleep 600
+"""
+
+
+def _uv(directory: Path, text: str) -> Path:
+    """A uv that is a script, and requirements."""
+    uv = directory / "bin" / "uv"
+    uv.parent.mkdir()
+    uv.write_text(text)
+    uv.chmod(0o755)
+    (directory / "requirements.txt").touch()
+    return uv
+
+
+def test_an_installation_does_not_outlive_the_server(repository: Path, tmp_path: Path, serve: Any, cache: Path) -> None:
+    uv = _uv(tmp_path, SLOW_UV)
+    copy_model(repository, "obey", extra=in_environment(tmp_path / "requirements.txt"))
+    server = serve(wait=False, PATH=f"{uv.parent}:{os.environ['PATH']}", ASKED=str(tmp_path / "asked"))
+    pid = int(until(lambda: (tmp_path / "asked").exists() and (tmp_path / "asked").read_text()))
+    assert alive(pid)
+    server.signal(signal.SIGKILL)
+    server.wait()
+    until(lambda: not alive(pid), 2)
+    # What it left is in nobody's way.
+    assert len(os.listdir(cache)) == 2
+    uv.write_text("#!/bin/sh\necho there is no such package; exit 1\n")
+    server = serve("--exit-on-error=false", PATH=f"{uv.parent}:{os.environ['PATH']}")
+    assert "ended with exit code 1; it said last:" in server.log
+    assert "there is no such package" in server.log
+    assert os.listdir(cache) == []
+    server.stop()
+
+
+def test_an_installation_does_not_keep_the_server(repository: Path, tmp_path: Path, serve: Any, cache: Path) -> None:
+    uv = _uv(tmp_path, SLOW_UV)
+    copy_model(repository, "obey", extra=in_environment(tmp_path / "requirements.txt"))
+    server = serve(wait=False, PATH=f"{uv.parent}:{os.environ['PATH']}", ASKED=str(tmp_path / "asked"))
+    pid = int(until(lambda: (tmp_path / "asked").exists() and (tmp_path / "asked").read_text()))
+    server.signal(signal.SIGTERM)
+    server.wait()
+    assert not alive(pid)
+    assert os.listdir(cache) == []
+
+
+def test_requirements(repository: Path, cache: Path, serve: Any) -> None:
+    model = copy_model(repository, "obey", extra=in_environment("$$TRITON_MODEL_DIRECTORY/requirements.txt"))
+    (model / "requirements.txt").write_text("# nothing but numpy, which a stub needs anyhow\n")
+    paths = [path for path in os.environ["PATH"].split(":") if not os.path.exists(f"{path}/uv")]
+    server = serve(wait=False, PATH=":".join(paths)).start(120)
+    with server.wire() as wire:
+        other = json.loads(wire.ask(told(TELL)).json()["outputs"][0]["data"][0])
+    server.stop()
+    assert f"Building Python execution env {model}/requirements.txt with venv and pip" in server.log
+    assert "Successfully installed numpy-" in server.log
+    assert other["prefix"] == other["VIRTUAL_ENV"] == other["which"]
+    assert other["prefix"].startswith(str(cache))
+    assert other["numpy"].startswith(other["prefix"])
+    assert other["version"] == SERVERS
 
 
 def test_a_python_that_is_too_old(environments: Path, repository: Path, serve: Any) -> None:

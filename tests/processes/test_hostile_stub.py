@@ -50,7 +50,10 @@ def test_a_vandal_harms_only_itself(server: ServerProcess, way: str) -> None:
     with server.wire() as wire:
         assert ask(wire, "none", model).json()["outputs"][0]["data"] == ["none"]
         answer = ask(wire, way, model)
-        assert (answer.status, f"'{model}_0_0' is not healthy" in answer.error) == (503, True), answer
+        if way == "answered twice":
+            assert answer.status == 200, "the first answer is good"
+        else:
+            assert (answer.status, f"'{model}_0_0' is not healthy" in answer.error) == (503, True), answer
         until(lambda: wire.ask(request("GET", f"/v2/models/{model}/ready")).status == 400, 5, "news of the end")
         until(lambda: not alive(pid), 5, "the end of the stub")
         add_sub = {"inputs": [tensor(name, "FP32", [4], [1, 1, 1, 1]) for name in ("INPUT0", "INPUT1")]}

@@ -35,7 +35,9 @@ BROKEN = [
     Broken("unknown_field", ECHO, 'config.pbtxt:2:1: Message type "inference.ModelConfig" has no field named "nonsense".', "nonsense: 1"),
     Broken("wrong_name", ECHO, "the model's directory is named 'wrong_name', but its configuration says name: 'other'", 'name: "other"'),
     Broken("bad{name", ECHO, "contains invalid characters"),
-    Broken("no_such_file", ECHO, "Python model file not found in '", 'default_model_filename: "other.py"'),
+    Broken(
+        "no_such_file", ECHO, "Failed to preinitialize Python stub: Python model file not found in '", 'default_model_filename: "other.py"'
+    ),
     Broken("not_python", ECHO, "Model name must end with '.py'. Model name is \"model.txt\".", 'default_model_filename: "model.txt"'),
     Broken("syntax_error", "def (:\n", "SyntaxError: invalid syntax"),
     Broken("no_class", "x = 1\n", "the class TritonPythonModel is missing in '"),
@@ -62,15 +64,15 @@ ROWS = [pytest.param(broken, id=broken.name) for broken in BROKEN]
 DATA = {"inputs": [tensor("INPUT0", "FP32", [2], [1.0, 2.0])]}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """Serves one good model, and the others as far as that is possible."""
+@pytest.fixture(scope="module", params=[[], ["--disable-auto-complete-config"]], ids=["completed", "as it is"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Serves one good model, and the others as far as that is possible. Models that cannot be imported fail where that is tried first."""
     root = tmp_path_factory.mktemp("broken")
     repository = root / "models"
     write_model(repository, "good")
     for broken in BROKEN:
         write_model(repository, broken.name, broken.code, broken.config)
-    with serving(root, repository, "--exit-on-error=false", tracebacks=True) as server:
+    with serving(root, repository, "--exit-on-error=false", *request.param, tracebacks=True) as server:
         yield server
 
 

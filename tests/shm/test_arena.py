@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
-from stublet.shm.arena import ALIGNMENT, Arena, Block, aligned, size_class
+from stublet.shm.arena import ALIGNMENT, LARGE_BYTES, Arena, Block, aligned, size_class
 from stublet.shm.errors import OutOfSharedMemory
-from stublet.shm.segment import Segment
+from stublet.shm.segment import PAGE, Segment
 
 QUANTUM = 16 << 10
 
@@ -79,10 +79,12 @@ class ArenaMachine(RuleBasedStateMachine):
         self.unasked = 0
         return self.segments.make(nbytes)
 
-    @rule(target=held, nbytes=st.one_of(st.integers(0, 1024), st.integers(0, 3 * QUANTUM)))
+    @rule(target=held, nbytes=st.one_of(st.integers(0, 1024), st.integers(0, 3 * QUANTUM), st.integers(LARGE_BYTES, 3 * LARGE_BYTES)))
     def allocate(self, nbytes: int) -> Block:
         block = self.arena.allocate(nbytes)
         assert block.size >= nbytes and block.offset % ALIGNMENT == 0 and block.holders == 1
+        if nbytes >= LARGE_BYTES:
+            assert block.offset % PAGE == 0 and block.size % PAGE == 0, "it shares no page with another"
         assert block.offset + block.size <= block.segment.size
         assert block not in self.marks, "handed out twice"
         self.writes += 1
@@ -187,6 +189,14 @@ def test_blocks_are_carved_from_one_segment_until_it_is_full() -> None:
     assert arena.allocate(4096).key == (1, 4096), "what is left of a segment is still used"
 
 
+def test_large_blocks_begin_on_a_page(arena: Arena) -> None:
+    segments = Segments()
+    arena = Arena(segments.make, 1 << 20)
+    small, large, behind = arena.allocate(64), arena.allocate(LARGE_BYTES), arena.allocate(64)
+    assert (small.offset, large.offset, behind.offset) == (0, PAGE, PAGE + LARGE_BYTES)
+    assert arena.allocate(LARGE_BYTES - 8192).offset % PAGE == 64, "this one is not large"
+
+
 def test_an_arena_that_cannot_grow_says_so_and_goes_on() -> None:
     def grow(nbytes: int) -> Segment:
         raise OutOfSharedMemory(f"no {nbytes} bytes")
@@ -199,6 +209,53 @@ def test_an_arena_that_cannot_grow_says_so_and_goes_on() -> None:
         arena.allocate(1)
     block.release()
     assert arena.allocate(4096) is block
+
+
+@pytest.mark.parametrize("returned", [True, False])
+def test_what_has_come_back_is_looked_for_before_more_memory_is_asked_for(returned: bool) -> None:
+    segments, lent, looked = Segments(), [], []
+
+    def reclaim() -> None:
+        looked.append(len(segments.made))
+        while returned and lent:
+            lent.pop().release()
+
+    arena = Arena(segments.make, QUANTUM, reclaim)
+    lent.append(arena.allocate(QUANTUM))
+    assert looked == [0] and len(segments.made) == 1, "there was nothing yet to come back"
+    lent.append(arena.allocate(QUANTUM))
+    assert looked == [0, 1] and len(segments.made) == (1 if returned else 2)
+    arena.allocate(2 * QUANTUM)
+    assert len(looked) == 3 and len(segments.made) == (2 if returned else 3), "what came back was too small"
+    arena.add(segments.make(4 * QUANTUM))
+    arena.allocate(4 * QUANTUM)
+    assert len(looked) == 3, "there was fresh memory"
+
+
+def test_a_block_that_comes_back_while_it_is_looked_for_may_be_of_a_near_class() -> None:
+    segments = Segments()
+    lent: List[Block] = []
+    arena = Arena(segments.make, QUANTUM, lambda: [block.release() for block in lent])
+    block = arena.allocate(QUANTUM)
+    lent.append(block)
+    assert arena.allocate(QUANTUM - 4096) is block
+
+
+@given(st.lists(st.integers(0, 2 * QUANTUM), max_size=12), st.data())
+def test_free_bytes_and_blocks_in_use_are_all_there_is(sizes: List[int], data: st.DataObject) -> None:
+    segments = Segments()
+    arena = Arena(segments.make, QUANTUM)
+    assert arena.free_bytes() == 0
+    blocks: List[Block] = []
+    for size in sizes:
+        blocks.append(arena.allocate(size))
+        if data.draw(st.booleans()):
+            blocks.pop(data.draw(st.integers(0, len(blocks) - 1))).release()
+        # What is too little for a block at the end of a segment is in none.
+        lost = sum(segment.size for segment in segments.made) - sum(block.size for block in blocks) - arena.free_bytes()
+        assert 0 <= lost <= (ALIGNMENT + len(sizes) * PAGE) * len(segments.made)
+    arena.add(segments.make(4096))
+    assert arena.free_bytes() >= 4096
 
 
 def test_a_block_is_an_array_of_its_bytes(arena: Arena) -> None:

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stublet.shm import ring
 from stublet.shm.errors import ProtocolError
-from stublet.shm.ring import CHANNEL_BYTES, RECORD_BYTES, SLOT_BYTES, SLOTS, Words
+from stublet.shm.ring import CHANNEL_BYTES, OPEN_REQUESTS, RECORD_BYTES, SLOT_BYTES, SLOTS, Words
 from stublet.shm.segment import Segment
 
 MESSAGES = 50_000
@@ -162,7 +162,7 @@ def test_a_channel_that_is_too_short_is_refused() -> None:
 # ---- the picture ----
 
 PICTURE = {
-    match["word"]: (int(match["offset"]), match["bytes"], match["writer"])
+    match["word"].removesuffix(": a byte for each open request"): (int(match["offset"]), match["bytes"], match["writer"])
     for match in re.finditer(
         r"^ +(?:slot: +)?(?P<offset>\d+) +(?P<bytes>\d+(?: \* \d+)?) +(?P<word>\w[\w: ]*?)(?:,| {2,})(?P<writer>.*)$",
         ring.__doc__ or "",
@@ -179,6 +179,7 @@ def test_the_picture_is_held_to_the_constants() -> None:
         **{f"{direction}: asleep": ring.ASLEEP[direction] for direction in DIRECTIONS},
         "started": ring.STARTED,
         **{f"{direction}: slots": ring.FIRST_SLOT[direction] for direction in DIRECTIONS},
+        "cancelled": ring.CANCELLED,
         "sequence": 0,
         "length": 8,
         "record": SLOT_BYTES - RECORD_BYTES,
@@ -186,9 +187,12 @@ def test_the_picture_is_held_to_the_constants() -> None:
     sizes = {word: size for word, (_, size, _) in PICTURE.items()}
     assert sizes.pop("down: slots") == sizes.pop("up: slots") == f"{SLOTS} * {SLOT_BYTES}"
     assert int(sizes.pop("record")) == RECORD_BYTES
+    assert int(sizes.pop("cancelled")) == OPEN_REQUESTS
     assert set(sizes.values()) == {"8"}
-    assert f"one segment of {ring.HEADER_BYTES:,} + 2 * {SLOTS} * {SLOT_BYTES:,} bytes" in (ring.__doc__ or "")
-    assert ring.FIRST_SLOT["up"] + SLOTS * SLOT_BYTES == CHANNEL_BYTES
+    assert f"one segment of {ring.HEADER_BYTES:,} + 2 * {SLOTS} * {SLOT_BYTES:,} + {OPEN_REQUESTS:,} bytes" in (ring.__doc__ or "")
+    assert ring.FIRST_SLOT["up"] + SLOTS * SLOT_BYTES == ring.CANCELLED
+    assert ring.CANCELLED + OPEN_REQUESTS == CHANNEL_BYTES
+    assert OPEN_REQUESTS.bit_count() == 1 and f"at its key modulo {OPEN_REQUESTS:,}" in (ring.__doc__ or "")
     header = [offset for word, offset in offsets.items() if offset < ring.HEADER_BYTES and word not in ("sequence", "length", "record")]
     assert len({offset // 64 for offset in header}) == len(header), "words of two writers share a cache line"
 
@@ -207,6 +211,7 @@ def write_and_wake(channel: Channel, direction: str) -> None:
         (lambda channel, d: channel.consumers[d].lie_down(), {"{}: asleep"}),
         (lambda channel, d: (channel.producers[d].push(b""), channel.consumers[d].pop()), {"{}: slots", "{}: consumed"}),
         (write_and_wake, {"{}: slots"}),
+        (lambda channel, d: channel.words.cancelled.__setitem__(OPEN_REQUESTS - 1, 1), {"cancelled"}),
     ],
 )
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -216,7 +221,7 @@ def test_an_end_writes_only_what_the_picture_says(
     before = bytes(channel.segment.memory)
     act(channel, direction)
     after = bytes(channel.segment.memory)
-    words = {name: (offset, eval(size)) for name, (offset, size, _) in PICTURE.items() if ":" in name or name == "started"}
+    words = {name: (offset, eval(size)) for name, (offset, size, _) in PICTURE.items() if ":" in name or name in ("started", "cancelled")}
     found = {name for name, (offset, size) in words.items() if before[offset : offset + size] != after[offset : offset + size]}
     assert found == {name.format(direction) for name in changed}
 
@@ -263,6 +268,14 @@ def test_started_is_the_stubs_word(channel: Channel) -> None:
     assert channel.words.started == 0
     channel.words.view[ring.STARTED // 8] = 2**64 - 1
     assert channel.words.started == 2**64 - 1
+
+
+def test_there_is_a_byte_for_each_open_request(channel: Channel) -> None:
+    assert len(channel.words.cancelled) == OPEN_REQUESTS and not any(channel.words.cancelled)
+    channel.words.cancelled[OPEN_REQUESTS - 1] = 1
+    assert channel.segment.memory[CHANNEL_BYTES - 1] == 1
+    other = Words(channel.segment).cancelled
+    assert other[OPEN_REQUESTS - 1] == 1 and other[0] == 0
 
 
 @pytest.mark.parametrize("meanwhile", ["lie_down", "ring"])

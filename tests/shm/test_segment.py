@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stublet.shm import segment as segment_module
 from stublet.shm.errors import OutOfSharedMemory, ProtocolError
-from stublet.shm.segment import PAGE, Segment, SegmentTable
+from stublet.shm.segment import EAGER_BYTES, PAGE, Segment, SegmentTable
 
 
 def target(segment: Segment) -> str:
@@ -112,16 +112,60 @@ def test_a_segment_that_cannot_be_mapped_is_refused(attach: bool) -> None:
         os.close(fd)
 
 
-def test_an_attached_segment_is_the_same_memory() -> None:
+@pytest.mark.parametrize("map_pages", [True, False])
+def test_an_attached_segment_is_the_same_memory(map_pages: bool) -> None:
     made = Segment.create(5, 2 * PAGE)
     assert made.fd is not None
     fd = os.dup(made.fd)
-    attached = Segment.attach(5, fd, PAGE)
-    assert (attached.id, attached.size, attached.fd) == (5, PAGE, None)
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(fd)
+    attached = Segment.attach(5, fd, PAGE, map_pages)
+    assert (attached.id, attached.size, attached.reserved, attached.fd) == (5, PAGE, PAGE, fd)
     made.memory[7] = 42
     assert attached.memory[7] == 42
+    attached.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    assert attached.memory[7] == 42 and attached.fd is None
+    made.close()
+
+
+def test_a_segment_that_fills_is_attached_without_reserving_it() -> None:
+    """As the parent makes those for requests: whoever attaches it must not take memory for all of it."""
+    made = Segment.create(5, EAGER_BYTES + 1, as_it_fills=True)
+    assert made.fd is not None and made.reserved == 0 and blocks(made.fd) == 0
+    attached = Segment.attach(5, os.dup(made.fd), made.size, map_pages=False)
+    assert blocks(made.fd) == 0
+    made.reserve(PAGE)
+    assert PAGE <= made.reserved <= made.size and blocks(made.fd) == made.reserved
+    made.memory[PAGE - 1] = 42
+    assert attached.memory[PAGE - 1] == 42
+    before = made.reserved
+    made.reserve(before)
+    assert made.reserved == before, "it is reserved already"
+    made.reserve(made.size)
+    assert made.reserved == made.size == blocks(made.fd)
+    attached.close()
+    made.close()
+
+
+def test_a_small_segment_is_reserved_at_once() -> None:
+    made = Segment.create(5, EAGER_BYTES, as_it_fills=True)
+    assert made.fd is not None and made.reserved == made.size == blocks(made.fd)
+    made.close()
+
+
+def test_a_segment_that_cannot_fill_any_further_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Segment.create(5, EAGER_BYTES + 1, as_it_fills=True)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", refuse)
+        with pytest.raises(OutOfSharedMemory, match=r"^\d+ bytes of shared memory cannot be had: No space left on device$"):
+            made.reserve(PAGE)
+    assert made.reserved == 0
+    made.reserve(PAGE)
+    assert made.reserved >= PAGE
     made.close()
 
 
@@ -148,6 +192,53 @@ def test_old_kernels_map_without_the_advice(monkeypatch: pytest.MonkeyPatch) -> 
     segment = Segment.create(0, 2 << 20)
     assert isinstance(segment.memory, mmap.mmap)
     segment.close()
+
+
+def test_what_is_written_to_the_private_mapping_is_seen_by_nobody_else() -> None:
+    segment = Segment.create(5, 2 * PAGE)
+    private = segment.private(0)
+    assert segment.private(0) is private and len(private) == segment.size
+    segment.memory[0] = segment.memory[PAGE] = 1
+    assert private[0] == private[PAGE] == 1, "what others write is seen"
+    private[0] = 2
+    assert segment.memory[0] == 1
+    segment.memory[0] = segment.memory[PAGE] = 3
+    assert private[0] == 2 and private[PAGE] == 3, "but not in pages that were written to"
+    private.madvise(mmap.MADV_DONTNEED, 0, PAGE)
+    assert private[0] == 3
+    assert segment.shareable
+    segment.close()
+    assert segment.private(0) is private and not segment.shareable
+
+
+def test_a_private_mapping_needs_the_descriptor() -> None:
+    segment = Segment.create(5, PAGE)
+    segment.close()
+    with pytest.raises(OutOfSharedMemory, match=r"^the descriptor of segment 5 is closed$"):
+        segment.private(0)
+
+
+def test_a_private_mapping_that_there_is_no_room_for() -> None:
+    size = 64 << 20
+    segment = Segment.create(5, size)
+    with open("/proc/self/statm") as statm:
+        address_space = int(statm.read().split()[0]) * PAGE
+    with limit(resource.RLIMIT_AS, address_space + (16 << 20)):
+        with pytest.raises(OutOfSharedMemory, match=f"^{size} bytes of shared memory cannot be mapped: Cannot allocate memory$"):
+            segment.private(0)
+    segment.private(0)
+    segment.close()
+
+
+def test_a_segment_that_nobody_holds_gives_its_descriptor_back() -> None:
+    segment = Segment.create(5, PAGE)
+    assert segment.fd is not None
+    number, file = segment.fd, os.fstat(segment.fd).st_ino
+    del segment
+    try:
+        assert os.fstat(number).st_ino != file
+    except OSError as error:
+        assert error.errno == errno.EBADF
 
 
 SIZE = 2 * PAGE

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stublet.stub import c_python_backend_utils as internal
 from stublet.stub import triton_python_backend_utils as pb_utils
 from stublet.stub.host import host
 
@@ -30,9 +31,69 @@ TYPES: Dict[str, Any] = {
 }
 
 
-def test_every_name_that_is_offered_exists() -> None:
+NUMBERS = {
+    "TRITONSERVER_REQUEST_FLAG_SEQUENCE_START": 1,
+    "TRITONSERVER_REQUEST_FLAG_SEQUENCE_END": 2,
+    "TRITONSERVER_RESPONSE_COMPLETE_FINAL": 1,
+    "TRITONSERVER_REQUEST_RELEASE_ALL": 1,
+    "TRITONSERVER_REQUEST_RELEASE_RESCHEDULE": 2,
+    "TRITONSERVER_MEMORY_GPU": 0,
+    "TRITONSERVER_MEMORY_CPU": 1,
+}
+
+# Spec 1.1, and what is ours alone.
+NAMES = [
+    "TRITON_STRING_TO_NUMPY", "serialize_byte_tensor", "deserialize_bytes_tensor", "get_input_tensor_by_name",
+    "get_output_tensor_by_name", "get_input_config_by_name", "get_output_config_by_name", "using_decoupled_model_transaction_policy",
+    "triton_to_numpy_type", "numpy_to_triton_type", "triton_string_to_numpy", "ModelConfig", "TritonError", "TritonModelException",
+    "Tensor", "InferenceRequest", "InferenceResponse", "Logger", "PreferredMemory", "MetricFamily", "load_model", "unload_model",
+    "is_model_ready", "get_model_dir", "empty",
+]  # fmt: skip
+
+INTERNAL_NAMES = [
+    "InferenceTrace", "Metric", "MemoryType", "MetricKind", "SharedMemory", "shared_memory", "Tensor", "InferenceRequest",
+    "InferenceResponse", "Logger", "PreferredMemory", "TritonError", "TritonModelException", "MetricFamily", "load_model",
+    "unload_model", "is_model_ready", "TRITONSERVER_MEMORY_GPU", "TRITONSERVER_MEMORY_CPU", "InferenceResponseSender", "ResponseIterator",
+]  # fmt: skip
+
+
+def test_the_names_of_the_module() -> None:
+    assert sorted(pb_utils.__all__) == sorted([*NAMES, *NUMBERS])
     assert all(hasattr(pb_utils, name) for name in pb_utils.__all__)
-    assert (pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START, pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END) == (1, 2)
+    assert {name: getattr(pb_utils, name) for name in NUMBERS} == NUMBERS
+
+
+def test_the_names_of_the_internal_module() -> None:
+    assert sorted(internal.__all__) == sorted(INTERNAL_NAMES)
+    for name in internal.__all__:
+        assert getattr(internal, name) is getattr(pb_utils, name, getattr(internal, name))
+
+
+def test_free_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(internal.shared_memory, internal.SharedMemory)
+    assert internal.shared_memory.free_memory() == 0
+    monkeypatch.setattr(host, "free_memory", lambda: 1 << 20)
+    assert internal.shared_memory.free_memory() == 1 << 20
+
+
+def test_a_trace_has_a_context_or_none() -> None:
+    assert internal.InferenceTrace().get_context() is None
+    assert internal.InferenceTrace('{"traceparent": "x"}').get_context() == '{"traceparent": "x"}'
+
+
+@pytest.mark.parametrize("kind", list(internal.MemoryType))
+def test_preferred_memory(kind: Any) -> None:
+    for made in (pb_utils.PreferredMemory(kind), pb_utils.PreferredMemory(preferred_memory_type=kind, preferred_device_id=0)):
+        assert (made._memory_type, made._device_id) == (kind, 0)
+    assert pb_utils.PreferredMemory(kind, 1)._device_id == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), (None,), (1,), ("GPU",), (pb_utils.TRITONSERVER_MEMORY_CPU, "0"), (pb_utils.TRITONSERVER_MEMORY_CPU, None)]
+)
+def test_preferred_memory_of_wrong_types_is_a_type_error(arguments: Any) -> None:
+    with pytest.raises(TypeError, match="preferred_"):
+        pb_utils.PreferredMemory(*arguments)
 
 
 @pytest.mark.parametrize("number, name", list(enumerate(TYPES, start=1)))

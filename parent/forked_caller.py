@@ -1,0 +1,157 @@
+"""Calls of other models from processes that a model forked (spec 0.4), such as the workers of a ``multiprocessing.Pool``.
+
+A forked process cannot use the rings: both sides of a fork would write to the same slots. So each of its calls has a socket of its
+own, which reaches the server through the stub's control socket, and tensors travel in the messages:
+
+    process -> server   (model, version, stream, inputs, requested names, extras)      extras as in a call of ``stublet.shm.message``
+      input             (name, dtype, shape, bytes)
+    server -> process   (final, outputs, error, parameters)                            any number; outputs like inputs
+
+It is the slow way, for a case that is rare.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from typing import TYPE_CHECKING, Any, Deque, List, Optional, Sequence, Tuple
+
+from ..shm.arena import aligned
+from ..shm.control import ControlSocket, close_all
+from ..shm.dtype import BY_CODE
+from ..shm.errors import OutOfSharedMemory, PeerGone, ProtocolError
+from .bls import make_request, refusal
+from .channel import Call
+from .errors import InternalError, ServerError
+from .request import Loan, Outcome, Request, Response
+
+if TYPE_CHECKING:
+    from .instance import Instance
+    from .model import Model
+
+
+class ForkedCaller:
+    """One call of a forked process, from the moment its socket arrives until its last outcome is sent. In the server's loop.
+
+    Args:
+        fd: the socket, as received with the control message; the caller closes it.
+    """
+
+    def __init__(self, instance: Instance, fd: int) -> None:
+        self._server = instance.model.server
+        self._loop = asyncio.get_running_loop()
+        self._socket = ControlSocket(socket.socket(fileno=socket.dup(fd)))
+        self._socket.set_blocking(False)
+        self._callee: Optional[Model] = None
+        self._request: Optional[Request] = None
+        self._unsent: Deque[Tuple[Optional[Outcome], bool]] = deque()
+        self.closed = False
+        self._loop.add_reader(self._socket.fileno(), self._on_readable)
+
+    def close(self) -> None:
+        """Ends it; a request that runs is cancelled."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_writer(self._socket.fileno())
+        while self._unsent:
+            _drop(self._unsent.popleft()[0])
+        self._socket.close()
+        if self._callee is not None and self._request is not None:
+            self._callee.cancel(self._request)
+
+    def _on_readable(self) -> None:
+        try:
+            message, fds = self._socket.receive()
+        except BlockingIOError:
+            return
+        except (PeerGone, ProtocolError):
+            self.close()
+            return
+        close_all(fds)
+        model = message[0]
+        try:
+            self._submit(*message)
+        except (TypeError, ValueError, KeyError) as error:
+            self._send(InternalError(f"malformed call of a forked process: {error}"), True)
+        except ServerError as error:
+            self._send(refusal(model, error), True)
+
+    def _submit(
+        self, model: str, version: int, stream: bool, inputs: Sequence[Tuple[Any, ...]], requested: Tuple[str, ...], extras: Tuple[Any, ...]
+    ) -> None:
+        if self._request is not None:
+            raise ValueError("a second call on one socket")
+        callee = self._server.bls.find(model, version, stream)
+        placed: List[Tuple[Any, ...]] = []
+        offset = 0
+        for name, dtype, shape, data in inputs:
+            if dtype not in BY_CODE or not isinstance(data, bytes) or not isinstance(name, str):
+                raise ValueError(f"input {name!r}")
+            placed.append((name, dtype, shape, 0, offset, len(data)))
+            offset += aligned(len(data))
+        block = callee.allocate(offset)
+        loan = Loan(block.segment, block.offset, offset, (block.arena.dropped.append, block))
+        try:
+            for (_, _, _, data), place in zip(inputs, placed):
+                block.write(place[4], data, len(data))
+            call = Call(0, 0, model, version, [(loan, offset)], tuple(placed), requested, extras)
+            request = make_request(callee, call, self._respond)
+        except OutOfSharedMemory as error:
+            loan.release()
+            raise callee.no_room(error) from error
+        except BaseException:
+            loan.release()
+            raise
+        self._callee, self._request = callee, request
+        callee.submit(request)
+
+    def _respond(self, outcome: Optional[Outcome], final: bool) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._send, outcome, final)
+        except RuntimeError:  # the server's loop has ended
+            _drop(outcome)
+
+    def _send(self, outcome: Optional[Outcome], final: bool) -> None:
+        if self.closed:
+            _drop(outcome)
+            return
+        self._unsent.append((outcome, final))
+        if len(self._unsent) == 1:
+            self._send_unsent()
+
+    def _send_unsent(self) -> None:
+        unsent = self._unsent
+        try:
+            while unsent:
+                outcome, final = unsent[0]
+                self._socket.send(_told(outcome, final))
+                _drop(outcome)
+                unsent.popleft()
+                if final:
+                    self._request = None
+                    self.close()
+                    return
+        except TimeoutError:
+            # It takes its time to read.
+            self._loop.add_writer(self._socket.fileno(), self._send_unsent)
+            return
+        except PeerGone:
+            self.close()
+            return
+        self._loop.remove_writer(self._socket.fileno())
+
+
+def _told(outcome: Optional[Outcome], final: bool) -> Tuple[Any, ...]:
+    """An outcome as a message."""
+    if isinstance(outcome, Response):
+        outputs = [(o.name, o.dtype.code, o.shape, outcome.copy(o)) for o in outcome.plan.outputs]
+        return final, outputs, (), outcome.parameters
+    return final, (), () if outcome is None else (outcome.code, str(outcome)), ""
+
+
+def _drop(outcome: Optional[Outcome]) -> None:
+    if isinstance(outcome, Response):
+        outcome.release()
