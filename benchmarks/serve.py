@@ -17,7 +17,7 @@ from .client import verify
 from .errors import BenchmarkError
 from .load import require_wrk
 from .report import Column, Result, Sample, save, show
-from .servers import STUBLET_COMMAND, Server, Target, parse_command, parse_url
+from .servers import STUBLET_COMMAND, Server, Target, distinct, parse_command, parse_url
 from .startup import MODELS, measure_bare, measure_start, ten_models
 
 _START = "start"
@@ -143,7 +143,7 @@ def _run_load(targets: Sequence[Target], cases: Sequence[LoadCase], seconds: int
 def _run_case(servers: Sequence[Server], case: LoadCase, seconds: int, rounds: int) -> Result:
     print(f"{case.name} ...", file=sys.stderr)
     request = case.make()
-    names = _distinct([server.name for server in servers])
+    names = distinct([server.name for server in servers])
     samples: dict[str, list[Sample]] = {name: [] for name in names}
     for server in servers:
         verify(server.host, server.port, request)
@@ -159,7 +159,7 @@ def _run_start(targets: Sequence[Target], rounds: int) -> list[Result]:
     print(f"{_START} ...", file=sys.stderr)
     with ten_models() as repository:
         # Unmeasured: the page cache and compiled bytecode.
-        names = _distinct([measure_start(target, repository)[0] for target in targets])
+        names = distinct([measure_start(target, repository)[0] for target in targets])
         samples: dict[str, list[Sample]] = {name: [] for name in names}
         for _ in range(rounds):
             for name, target in zip(names, targets, strict=True):
@@ -169,10 +169,3 @@ def _run_start(targets: Sequence[Target], rounds: int) -> list[Result]:
         Result("import numpy, 1 process", {"python": [measure_bare(1)]}),
         Result("import numpy, 10 processes", {"python": [measure_bare(10)]}),
     ]
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """The names, told apart where both servers are of one kind."""
-    if len(set(names)) == len(names):
-        return list(names)
-    return [f"{name} {letter}" for name, letter in zip(names, "AB", strict=False)]

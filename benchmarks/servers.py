@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,21 +27,27 @@ _LOG_TAIL = 3000
 # How finely start-up is timed; a poll costs about 0.1 ms of the cores that the server starts on.
 _POLL = 0.005
 
-# {repo} and {port} are filled in. Only HTTP is loaded, so nothing else is switched on.
+# {repo} and {port} are filled in, and {grpc_port} where it occurs. Only HTTP is loaded, so nothing else is switched on.
 STUBLET_COMMAND = (
-    sys.executable, "-m", "stublet.parent", "serve", "{repo}",
+    sys.executable, "-m", "stublet.parent", "serve", "{repo}", "--id", "stublet",
     "--http-port", "{port}", "--allow-grpc=false", "--allow-metrics=false",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that answers. `pid` is None where its process cannot be seen from here."""
+    """A server that answers.
+
+    `pid` is None where its process cannot be seen from here, `grpc_port` where its command names none, and `log`, the file
+    with its output, where it was not started here.
+    """
 
     name: str
     host: str
     port: int
     pid: int | None
+    grpc_port: int | None = None
+    log: Path | None = None
 
     def cpu(self) -> ServerCpu | None:
         """CPU time so far; the difference of two of these is what happened between them."""
@@ -95,7 +101,8 @@ class Target:
     def started(self, repository: Path) -> Iterator[tuple[Server, float]]:
         """The server and the seconds from its exec until /v2/health/ready said 200."""
         port = self.port or _free_port()
-        command = [part.format(repo=repository, port=port) for part in self.command]
+        grpc_port = _free_port() if any("{grpc_port}" in part for part in self.command) else None
+        command = [part.format(repo=repository, port=port, grpc_port=grpc_port) for part in self.command]
         with tempfile.NamedTemporaryFile(prefix="benchmark-server-", suffix=".log") as log:
             began = time.perf_counter()
             try:
@@ -111,9 +118,16 @@ class Target:
                 seconds = time.perf_counter() - began
                 # A command may be a script around the server: the one that listens is the server.
                 pid = listener(port) or process.pid
-                yield Server(_name_of(HOST, port), HOST, port, pid), seconds
+                yield Server(_name_of(HOST, port), HOST, port, pid, grpc_port, Path(log.name)), seconds
             finally:
                 _stop(process, port)
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, told apart where both servers are of one kind."""
+    if len(set(names)) == len(names):
+        return list(names)
+    return [f"{name} {letter}" for name, letter in zip(names, "AB", strict=False)]
 
 
 def parse_url(text: str) -> tuple[str, int]:
