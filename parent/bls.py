@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Callable, List, NamedTuple, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from ..shm.dtype import BY_CODE, BYTES
 from ..shm.message import BLOCKING, STREAM
@@ -100,24 +100,26 @@ class Router:
         Raises:
             Unavailable: naming the cycle.
         """
-        callee, _, blocking = caller.open_calls[number]
-        if not any(instance.open_calls for instance in callee.instances):
+        call = caller.open_calls[number]
+        if not any(instance.open_calls for instance in call.callee.instances):
             return
-        cycle = cycle_of(caller, every_call=not blocking)
-        if not cycle:
+        if not call.blocking:
+            self._loop.call_soon_threadsafe(self._loop.call_later, _GRACE_SECONDS, self._look_again, caller, number, call)
             return
-        if blocking:
+        cycle = cycle_of(caller, call)
+        if cycle:
             raise _never_served(cycle)
-        self._loop.call_soon_threadsafe(self._loop.call_later, _GRACE_SECONDS, self._give_up, caller, number)
 
-    def _give_up(self, caller: Instance, number: int) -> None:
-        call = caller.open_calls.get(number)
-        cycle = cycle_of(caller, every_call=True) if call is not None else []
-        if call is None or not cycle:
+    def _look_again(self, caller: Instance, number: int, call: OpenCall) -> None:
+        if caller.open_calls.get(number) is not call:
             return
-        error = _never_served(cycle)
-        logger.error("model '%s', instance '%s': %s", caller.model.name, caller.name, error)
-        call.callee.cancel(call.request, refusal(call.callee.name, error))
+        cycle = cycle_of(caller, call)
+        if cycle:
+            error = _never_served(cycle)
+            logger.error("model '%s', instance '%s': %s", caller.model.name, caller.name, error)
+            call.callee.cancel(call.request, refusal(call.callee.name, error))
+        else:
+            self._loop.call_later(_GRACE_SECONDS, self._look_again, caller, number, call)
 
 
 def refusal(model: str, error: ServerError) -> InternalError:
@@ -170,34 +172,55 @@ def _plan(callee: Model, call: Call) -> _Plan:
     return _Plan(tuple(sorted(inputs)), strings, output_indices(callee, sorted(call.requested)))
 
 
-def cycle_of(caller: Instance, every_call: bool) -> List[str]:
-    """The instances in whose circle the caller waits for itself; empty if one of its calls may yet be served.
+def cycle_of(caller: Instance, call: OpenCall) -> List[str]:
+    """The instances that a call of the caller waits for, one after the other, up to one that is named for the second time; empty if the
+    call may yet be served.
 
-    Args:
-        every_call: take every call for one that keeps its caller from going on, not only those that are known to.
+    For a blocking call only calls count that are known to keep their callers from going on; for any other one, every call does.
     """
-    waiting: List[str] = []
-    if _goes_on(caller, set(), waiting, every_call):
+    if not caller.channel.executing() or _is_over(call):
         return []
-    return [*reversed(waiting), caller.name]
+    waits = {caller: [_servers(call)]}  # for each call of an instance that is not free, those who may serve it
+    free: Set[Instance] = set()
+    todo = list(_servers(call))
+    while todo:
+        instance = todo.pop()
+        if instance in waits or instance in free:
+            continue
+        calls = [other for other in list(instance.open_calls.values()) if (other.blocking or not call.blocking) and not _is_over(other)]
+        if calls and instance.channel.executing():
+            waits[instance] = [_servers(other) for other in calls]
+            todo.extend(server for servers in waits[instance] for server in servers)
+        else:
+            free.add(instance)
+    while True:
+        # Free some time, too, is who waits only for those that are.
+        more = {i for i, calls in waits.items() if i not in free and all(not free.isdisjoint(servers) for servers in calls)}
+        if caller in more:
+            return []
+        if not more:
+            return _way(caller, waits, free)
+        free |= more
 
 
-def _goes_on(instance: Instance, seen: Set[Instance], waiting: List[str], every_call: bool) -> bool:
-    """Whether the instance will be free for another request some time; if not, ``waiting`` has the names of those that wait."""
-    if instance in seen:
-        return False
-    seen.add(instance)
-    calls = [call for call in list(instance.open_calls.values()) if every_call or call.blocking]
-    if not calls or not instance.channel.executing():
-        return True
-    for callee, request, _ in calls:
-        if request.answered or request.returned:
-            return True
-        servers = [i for i in callee.instances if i.state is State.READY] if request.instance is None else [request.instance]
-        if any(_goes_on(server, seen, waiting, every_call) for server in servers):
-            return True
-    waiting.append(instance.name)
-    return False
+def _is_over(call: OpenCall) -> bool:
+    return call.request.answered or call.request.returned
+
+
+def _servers(call: OpenCall) -> List[Instance]:
+    """Those who may take the call up: whom it was handed to, or every instance."""
+    handed_to = call.request.instance
+    return [i for i in call.callee.instances if i.state is State.READY] if handed_to is None else [handed_to]
+
+
+def _way(caller: Instance, waits: Dict[Instance, List[List[Instance]]], free: Set[Instance]) -> List[str]:
+    way = [caller]
+    while len(set(way)) == len(way):
+        unserved = next(servers for servers in waits[way[-1]] if free.isdisjoint(servers))
+        # Where there is a choice, one that was not named yet tells more, and then the caller.
+        choice = sorted(unserved, key=lambda server: (server in way, server is not caller))
+        way.append(choice[0] if choice else caller)
+    return [instance.name for instance in way]
 
 
 def _never_served(cycle: List[str]) -> Unavailable:

@@ -7,7 +7,7 @@ from collections import deque
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
-from ..shm.errors import ProtocolError
+from ..shm.errors import OutOfSharedMemory, ProtocolError
 from ..shm.message import EMPTY, FINAL, FINALIZE, INDIRECT, NEWS, RESCHEDULE, RETURNED, WORK, decode_up, packer
 from ..shm.polling import PollBudget, poll_limit
 from ..shm.ring import CHANNEL_BYTES, OPEN_REQUESTS, RECORD_BYTES, Consumer, Producer, Words
@@ -93,6 +93,7 @@ class Channel:
         self._batches: List[Tuple[Any, ...]] = []
         self._replies: List[Tuple[Any, ...]] = []
         self._stuck: Optional[bytes] = None
+        self._starved = False
         self._finalize = False
         self._lent: Dict[BlockKey, Lent] = {}
         self._lent_again: Dict[BlockKey, List[Lent]] = {}
@@ -161,8 +162,8 @@ class Channel:
 
     @property
     def stuck(self) -> bool:
-        """Whether a record found no room in the ring, so that ``flush`` has to be called again."""
-        return self._stuck is not None or self._finalize
+        """Whether a record found no room in the ring, or in the arena, so that ``flush`` has to be called again."""
+        return self._stuck is not None or self._starved or self._finalize
 
     def flush(self) -> None:
         """Writes what is pending as one record and rings the bell if the stub sleeps."""
@@ -175,9 +176,15 @@ class Channel:
             while self.releases:
                 releases.append(self.releases.popleft())
             record = self._pack((WORK, releases, self._batches, self._replies))
-            self._batches, self._replies = [], []
             if len(record) > RECORD_BYTES:
-                record = self._indirect(record)
+                try:
+                    record = self._indirect(record)
+                except OutOfSharedMemory:
+                    self.releases.extendleft(reversed(releases))
+                    self._starved = True
+                    return
+            self._starved = False
+            self._batches, self._replies = [], []
             if not self._down.push(record):
                 # The model executes and nobody there looks at the ring.
                 self._stuck = record
@@ -422,7 +429,7 @@ class Channel:
         for block in [*self._lent.values(), *(block for again in self._lent_again.values() for block in again)]:
             self._take_back(block)
         self._kept.clear()
-        self._batches, self._replies, self._stuck = [], [], None
+        self._batches, self._replies, self._stuck, self._starved = [], [], None, False
         return settled, unstarted
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import threading
+from collections import deque
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Set, Tuple
 
@@ -276,7 +277,9 @@ class Model:
         """Hands requests to instances; returns those that find no room."""
         dirty = self._dirty
         refused: List[Settled] = []
-        for instance, request in dispatches:
+        todo = deque(dispatches)
+        while todo:
+            instance, request = todo.popleft()
             request.instance = instance
             if instance.channel.hand(request):
                 if instance not in dirty:
@@ -285,7 +288,7 @@ class Model:
                 request.release()
                 request.answered = True
                 refused.append((request, Unavailable(f"instance '{instance.name}' has as many open requests as it can have"), True))
-                refused += self._hand_over(self._scheduler.finished(instance, 1))
+                todo.extend(self._scheduler.finished(instance, 1))
         return refused
 
     def _flush_soon(self) -> None:
@@ -315,7 +318,7 @@ class Model:
         for instance in dirty:
             try:
                 instance.channel.flush()
-            except (ProtocolError, OutOfSharedMemory) as error:
+            except ProtocolError as error:
                 self._loop.call_soon_threadsafe(instance.on_violation, str(error))
             if instance.channel.stuck and instance not in self._stuck:
                 self._stuck.add(instance)

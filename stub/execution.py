@@ -128,7 +128,7 @@ class Execution:
                 exchange.closed = True
                 flags = RETURNED | FINAL if open_ else RETURNED | EMPTY
                 results.append((exchange.key, flags, took, self._kept(index), *(failure if open_ else NOTHING)))
-            self._common.outbox.write(results)
+            self._common.outbox.write_results(results)
         self._common.outbox.sweep()
 
     def went_on(self) -> None:
@@ -143,7 +143,7 @@ class Execution:
                     exchange.closed = True
                     flags |= FINAL | RESCHEDULE
                 results.append((exchange.key, flags, took, self._kept(index), *NOTHING))
-            outbox.write(results)
+            outbox.write_results(results)
         outbox.sweep()
 
     def failed_later(self, error: BaseException) -> None:
@@ -171,7 +171,7 @@ class Execution:
                 else:
                     flags |= EMPTY
                 results.append((exchange.key, flags, took, self._kept(index, answer or NOTHING), *(answer or NOTHING)))
-            outbox.write(results)
+            outbox.write_results(results)
         outbox.sweep()
 
     def _kept(self, index: int, answer: Answer = NOTHING) -> Sequence[int]:

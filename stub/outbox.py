@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 from collections import deque
 from time import sleep
-from typing import Any, Deque, Sequence, Tuple
+from typing import Any, Deque, List, Sequence, Tuple
 
 from ..shm.errors import OutOfSharedMemory
-from ..shm.message import INDIRECT, NEWS, packer
+from ..shm.message import EMPTY, INDIRECT, NEWS, ErrorCode, packer
 from ..shm.ring import RECORD_BYTES, Producer
 from .memory import StubMemory
 
 _FULL_SECONDS = 0.0002
+
+_RELEASES_AT_ONCE = 200
+"""So many fit a slot of the ring whatever their numbers are."""
 
 Result = Tuple[Any, ...]
 
@@ -56,8 +59,8 @@ class Outbox:
         if self.closed:
             return
         memory = self._memory
-        releases = []
-        while memory.dropped:
+        releases: List[Any] = []
+        while memory.dropped and len(releases) < _RELEASES_AT_ONCE:
             releases.append(memory.dropped.popleft())
         record = self._pack((NEWS, releases, results, calls))
         if len(record) > RECORD_BYTES:
@@ -73,6 +76,19 @@ class Outbox:
             sleep(_FULL_SECONDS)
         up.ring()
 
+    def write_results(self, results: Sequence[Result]) -> None:
+        """``write``, for results that have to be told: one that finds no room, beyond the ring, is told to have found none."""
+        try:
+            self.write(results)
+        except OutOfSharedMemory:
+            for result in results:
+                try:
+                    self.write([result])
+                except OutOfSharedMemory as error:
+                    key, flags, nanoseconds, kept, blocks, *_ = result
+                    self._memory.take_back(blocks)
+                    self.write([(key, flags & ~EMPTY, nanoseconds, kept, (), (), (ErrorCode.INTERNAL, str(error)), "")])
+
     def sweep(self) -> None:
         """Writes what came while the lock was held. Call after letting go of it."""
         while self._late and self.lock.acquire(False):
@@ -80,6 +96,6 @@ class Outbox:
                 results = []
                 while self._late:
                     results.append(self._late.popleft())
-                self.write(results)
+                self.write_results(results)
             finally:
                 self.lock.release()

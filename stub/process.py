@@ -199,7 +199,7 @@ class Stub:
             self._caller.route(reply)
 
     def _before_sleep(self) -> None:
-        if self._memory.dropped:
+        while self._memory.dropped and not self._outbox.closed:
             self._outbox.post(())
 
     def _execute(self, batch: Batch) -> None:

@@ -15,7 +15,7 @@ from stublet.parent.model_config import TensorSpec
 from stublet.parent.request import Loan, Outcome, Output, OutputPlan, Request, Response
 from stublet.shm.arena import Arena, Block
 from stublet.shm.dtype import BY_NAME
-from stublet.shm.errors import ProtocolError
+from stublet.shm.errors import OutOfSharedMemory, ProtocolError
 from stublet.shm.message import (
     EMPTY,
     FINAL,
@@ -611,6 +611,24 @@ def test_what_finds_no_room_is_written_later_in_order(stub: Stub) -> None:
         stub.channel.flush()
     assert found == [*range(total), (FINALIZE,)]
     assert not stub.channel.stuck
+
+
+def test_a_record_that_finds_no_room_in_the_arena_goes_later(plain: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is longer than a slot. The stub is well, and so are its requests, when there is room again."""
+    indirect = plain.channel._indirect
+
+    def no_room(_record: bytes) -> bytes:
+        raise OutOfSharedMemory("no room")
+
+    monkeypatch.setattr(plain.channel, "_indirect", no_room)
+    plain.channel.releases.append((OWN, 0))
+    plain.hand(plain.request(extras=("x" * 5000, None, "{}", 0, 0, 0)))
+    assert plain.channel.stuck and plain.records() == []
+    monkeypatch.setattr(plain.channel, "_indirect", indirect)
+    plain.channel.flush()
+    assert not plain.channel.stuck
+    ((kind, *_),) = plain.records()
+    assert kind == INDIRECT and not plain.channel.releases
 
 
 def test_it_finishes_behind_everything_else(stub: Stub) -> None:

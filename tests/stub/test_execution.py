@@ -264,6 +264,22 @@ def test_without_room_all_fail_and_nothing_stays_lent(runtime: Runtime) -> None:
     assert runtime.store.in_use() == 0
 
 
+@pytest.mark.parametrize("fails", [True, False], ids=["error", "parameters"])
+def test_without_room_for_the_record_each_is_told_so(runtime: Runtime, fails: bool) -> None:
+    """What is said of the requests is longer than a slot of the ring, and there is nowhere else to put it."""
+    runtime.store.room = 0
+
+    def execute_(requests: List[InferenceRequest]) -> Any:
+        if fails:
+            raise ValueError("x" * 5000)
+        return [InferenceResponse([], parameters={"a": "x" * 5000}), InferenceResponse([])]
+
+    first, second = execute(runtime, execute_, runtime.request([1]), runtime.request([2]))
+    found = error_of(first)
+    assert first[1] == second[1] == RETURNED | FINAL and found is not None and "no room for" in found[1]
+    assert (error_of(second) is None) != fails, "one for which there is room is told"
+
+
 def test_senders_answer_where_none_is_returned(runtime: Runtime) -> None:
     def execute_(requests: List[InferenceRequest]) -> Any:
         requests[0].get_response_sender().send(response(1), 1)
