@@ -27,6 +27,8 @@ from .request import Outcome, Output, Request, Response
 from .spawner import Spawner
 from .validation import GivenInput, Layout, lay_out, output_indices
 
+_LEAST_SECONDS = 0.001
+
 COPIED_BYTES = 16 << 10
 """Outputs of a response up to this size are copied out of shared memory; larger ones are views of it."""
 
@@ -325,7 +327,8 @@ class InferStream(Iterator[InferResult]):
         arrivals = self._arrivals
         while not arrivals.closed:
             try:
-                outcome, final = arrivals.queue.get(timeout=self._timeout)
+                # SimpleQueue takes what is left of a time-out of nothing for none.
+                outcome, final = arrivals.queue.get(timeout=None if self._timeout is None else max(self._timeout, _LEAST_SECONDS))
             except queue.Empty:
                 raise TimeoutError(f"no response within {self._timeout} seconds") from None
             if final:

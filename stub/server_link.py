@@ -77,7 +77,8 @@ class ServerLink:
         asked = False
         while True:
             try:
-                segment = self._for_arena.get(timeout=_ANSWER_SECONDS if asked else 0)
+                # Not with a timeout of 0, for which SimpleQueue may wait for ever: it takes what is left of it for negative, and so for none.
+                segment = self._for_arena.get(timeout=_ANSWER_SECONDS) if asked else self._for_arena.get_nowait()
             except queue.Empty:
                 if asked:
                     raise ProtocolError(f"the server did not send a segment within {_ANSWER_SECONDS:.0f} seconds") from None
