@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Dict
 
 if TYPE_CHECKING:
+    from .arrays import InferResult
     from .errors import (
         AlreadyExists,
         Cancelled,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from .instance import LoadFailed
     from .options import ServerOptions
     from .repository import RepositoryError
-    from .server import InferResult, InferStream, Server
+    from .server import InferStream, Server
 
 _HOMES: Dict[str, str] = {
     **dict.fromkeys(
@@ -33,7 +34,7 @@ _HOMES: Dict[str, str] = {
         ],
         ".errors",
     ),
-    "InferResult": ".server",
+    "InferResult": ".arrays",
     "InferStream": ".server",
     "LoadFailed": ".instance",
     "RepositoryError": ".repository",

@@ -8,41 +8,22 @@ import queue
 import threading
 from contextlib import suppress
 from time import perf_counter_ns
-from typing import Any, AsyncIterator, Coroutine, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, AsyncIterator, Coroutine, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
-import msgspec
 import numpy as np
 import uvloop
 
-from ..shm import bytes_codec
-from ..shm.dtype import BF16, BY_NUMPY, BYTES, DataType
-from ..shm.errors import OutOfSharedMemory
+from .arrays import InferResult, Parameters, to_request, to_result
 from .core import Core, ModelStatus
-from .errors import InvalidArgument, ServerError, Unavailable, Unsupported
+from .errors import ServerError, Unavailable, Unsupported
 from .fork_server import ForkServer
 from .instance import LoadFailed
 from .model import Model
 from .options import ServerOptions
-from .request import Outcome, Output, Request, Response
+from .request import Outcome, Request, Response
 from .spawner import Spawner
-from .validation import GivenInput, Layout, lay_out, output_indices
 
 _LEAST_SECONDS = 0.001
-
-COPIED_BYTES = 16 << 10
-"""Outputs of a response up to this size are copied out of shared memory; larger ones are views of it."""
-
-Parameters = Mapping[str, Union[bool, int, float, str]]
-
-
-class InferResult(Dict[str, np.ndarray]):
-    """Outputs by name. Also says which version answered, and the response's parameters."""
-
-    def __init__(self, model_name: str, model_version: int, parameters: Dict[str, Any]) -> None:
-        super().__init__()
-        self.model_name = model_name
-        self.model_version = model_version
-        self.parameters = parameters
 
 
 class Server:
@@ -191,10 +172,10 @@ class Server:
         """
         found = self._find(model, version)
         waiter = _Waiter()
-        request = _request(found, inputs, outputs, request_id, parameters, waiter.settle)
+        request = to_request(found, inputs, outputs, request_id, parameters, waiter.settle)
         found.submit(request)
         try:
-            return _result(found, waiter.wait(found, timeout))
+            return to_result(found, waiter.wait(found, timeout))
         except BaseException:
             found.cancel(request)
             raise
@@ -226,7 +207,7 @@ class Server:
         assert self.loop is not None
         arrivals = _Arrivals(found, self.loop)
         stream = InferStream(arrivals, timeout)
-        arrivals.submit(_request(found, inputs, outputs, request_id, parameters, arrivals.settle))
+        arrivals.submit(to_request(found, inputs, outputs, request_id, parameters, arrivals.settle))
         return stream
 
     async def infer_stream_async(
@@ -257,14 +238,14 @@ class Server:
             except RuntimeError:
                 _drop(outcome)
 
-        request = _request(found, inputs, outputs, request_id, parameters, settle)
+        request = to_request(found, inputs, outputs, request_id, parameters, settle)
         found.submit(request)
         final = False
         try:
             while not final:
                 outcome, final = await arrived.get()
                 if outcome is not None:
-                    yield _result(found, outcome)
+                    yield to_result(found, outcome)
         finally:
             left = True
             if not final:
@@ -295,10 +276,10 @@ class Server:
                 # The caller's loop was closed meanwhile, so nobody waits; raising here would cost others their answers.
                 _drop(outcome)
 
-        request = _request(found, inputs, outputs, request_id, parameters, settle)
+        request = to_request(found, inputs, outputs, request_id, parameters, settle)
         found.submit(request)
         try:
-            return _result(found, await future)
+            return to_result(found, await future)
         except asyncio.CancelledError:
             found.cancel(request)
             raise
@@ -334,7 +315,7 @@ class InferStream(Iterator[InferResult]):
             if final:
                 arrivals.closed = True
             if outcome is not None:
-                return _result(arrivals.model, outcome)
+                return to_result(arrivals.model, outcome)
         raise StopIteration
 
     def close(self) -> None:
@@ -458,76 +439,3 @@ class _Waiter:
 
 
 _settling = threading.Lock()
-
-
-def _request(
-    model: Model,
-    inputs: Mapping[str, np.ndarray],
-    outputs: Sequence[str],
-    request_id: str,
-    parameters: Optional[Parameters],
-    settle: Any,
-) -> Request:
-    given, datas = [], []
-    for name, array in inputs.items():
-        dtype, data = _wire_form(name, array, model)
-        given.append(GivenInput(name, dtype.name, array.shape, len(data) if isinstance(data, bytes) else data.nbytes))
-        datas.append(data)
-    key = tuple(given)
-    layout: Optional[Layout] = model.memo.get(key)
-    if layout is None:
-        layout = lay_out(model, given)
-        model.remember(key, layout)
-    indices = output_indices(model, outputs)
-    extras: Tuple[Any, ...] = ()
-    if request_id or indices is not None or parameters:
-        extras = (request_id, indices, msgspec.json.encode(parameters or {}).decode(), 0, 0, 0)
-    block = model.allocate(layout.nbytes)
-    try:
-        for place, data in zip(layout.placements, datas):
-            block.write(place.offset, data, place.nbytes)
-    except OutOfSharedMemory as error:
-        model.arena.dropped.append(block)
-        raise model.no_room(error) from error
-    return Request([(block, layout.nbytes)], layout.inputs, extras, settle)
-
-
-def _wire_form(name: str, array: np.ndarray, model: Model) -> Tuple[DataType, Any]:
-    if not isinstance(array, np.ndarray):
-        raise InvalidArgument(f"input '{name}' of model '{model.name}' must be a numpy array, not {type(array).__name__}")
-    dtype = BY_NUMPY.get(array.dtype)
-    if dtype is BYTES or array.dtype.kind == "S":
-        items = array.reshape(-1).tolist()
-        return BYTES, bytes_codec.encode([i if isinstance(i, bytes) else str(i).encode() for i in items])
-    if dtype is None:
-        raise InvalidArgument(f"input '{name}' of model '{model.name}' has dtype {array.dtype}, which the protocol does not have")
-    if array.dtype == np.uint16 and any(spec.name == name and spec.dtype is BF16 for spec in model.inputs):
-        dtype = BF16
-    return dtype, array if array.flags.c_contiguous else np.array(array, order="C")
-
-
-def _result(model: Model, outcome: Outcome) -> InferResult:
-    if isinstance(outcome, ServerError):
-        raise outcome
-    parameters = msgspec.json.decode(outcome.parameters) if outcome.parameters else {}
-    result = InferResult(model.name, model.version, parameters)
-    plan = outcome.plan
-    if plan.nbytes <= COPIED_BYTES or any(output.dtype is BYTES for output in plan.outputs):
-        for output in plan.outputs:
-            result[output.name] = _array(output, outcome.copy(output))
-        outcome.release()
-    else:
-        for output, view in zip(plan.outputs, outcome.views()):
-            result[output.name] = _array(output, view)
-    return result
-
-
-def _array(output: Output, wire: Any) -> np.ndarray:
-    if output.dtype is BYTES:
-        items = bytes_codec.decode(wire)
-        array = np.empty(len(items), object)
-        array[:] = items
-        return array.reshape(output.shape)
-    # A bytearray, unlike bytes, makes an array that can be written to.
-    buffer = bytearray(wire) if isinstance(wire, bytes) else wire
-    return np.ndarray(output.shape, np.uint16 if output.dtype is BF16 else output.dtype.numpy, buffer)

@@ -12,10 +12,10 @@ from typing import Any, AsyncIterator, Dict, Iterator, List, Optional
 import numpy as np
 from model_repository import python
 from server_process import until
-from stublet.parent import Server, ServerError
+from stublet.parent import InferResult, Server, ServerError
 from stublet.parent.lifecycle import State
 from stublet.parent.options import BackendOptions, ServerOptions
-from stublet.parent.server import InferResult, InferStream
+from stublet.parent.server import InferStream
 
 SCRIPTED = Path(__file__).parent / "scripted_models" / "scripted"
 
