@@ -7,13 +7,15 @@ block goes back whenever the last view is collected.
 Blocks of another stub are borrowed: the inputs of a request that another model made, the outputs of one that this model made. What
 the model writes to them must stay private, so a small one is copied, and a large one viewed in a copy-on-write mapping of its segment.
 The kernel's page map says which pages of that were written to: a tensor without any can still be sent on by reference, and written
-ones are dropped with the last view, before the block goes back and is used again.
+ones are dropped with the last view, before the block goes back and is used again. It need not be asked, which takes 20 to 120 us for
+16 MiB, if the process had no page fault meanwhile: the first write to a page of such a mapping is one.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import resource
 import threading
 import weakref
 from collections import deque
@@ -40,13 +42,17 @@ Place = Tuple[int, int, int]
 
 
 class _Home(NamedTuple):
-    """Where a base array lies: what an output over it can be named by. ``private``: the mapping, if it is a copy-on-write one."""
+    """Where a base array lies: what an output over it can be named by.
+
+    ``private``: the mapping, if it is a copy-on-write one, and ``faults``: the page faults so far when the base was made.
+    """
 
     key: BlockKey
     start: int
     end: int
     block: Optional[Block]
     private: Optional[mmap.mmap]
+    faults: Optional[Tuple[int, ...]]
 
 
 class Placed(NamedTuple):
@@ -246,11 +252,13 @@ class StubMemory:
         """Where in shared memory these bytes lie, if they do and others see there what the model sees."""
         for home in list(self._homes.values()):  # not tuple(), within which garbage may be collected, and so homes left
             if home.start <= start and start + nbytes <= home.end:
-                return None if home.private is not None and self._is_written(start, nbytes) else home
+                return None if self._is_written(home, start, nbytes) else home
         return None
 
-    def _is_written(self, start: int, nbytes: int) -> bool:
-        """Whether a page of a copy-on-write mapping has been written to (Documentation/admin-guide/mm/pagemap.rst)."""
+    def _is_written(self, home: _Home, start: int, nbytes: int) -> bool:
+        """Whether one of these pages is in a copy-on-write mapping and has been written to (Documentation/admin-guide/mm/pagemap.rst)."""
+        if home.private is None or home.faults == _page_faults():
+            return False
         first = start // _PAGE
         count = (start + nbytes - 1) // _PAGE - first + 1
         try:
@@ -315,7 +323,7 @@ class StubMemory:
     def _settle_in(self, base: np.ndarray, key: BlockKey, block: Optional[Block], private: Optional[mmap.mmap] = None) -> bool:
         """Notes where a base lies; False if it is private and another base lies there, or is just leaving."""
         start = base.__array_interface__["data"][0]
-        home = _Home(key, start, start + base.size, block, private)
+        home = _Home(key, start, start + base.size, block, private, _page_faults() if private is not None else None)
         if private is None:
             self._homes[start] = home
         elif self._homes.setdefault(start, home) is not home:
@@ -327,10 +335,16 @@ class StubMemory:
         """The last view of a base is gone."""
         if self._homes.get(home.start) is not home:
             return
-        if home.private is not None and self._is_written(home.start, home.end - home.start):
+        if home.private is not None and self._is_written(home, home.start, home.end - home.start):
             home.private.madvise(mmap.MADV_DONTNEED, home.key[1], home.end - home.start)
         # Last: that the view is gone is known to others before this, and the block may be back already.
         self._homes.pop(home.start, None)
+
+
+def _page_faults() -> Tuple[int, ...]:
+    """How many this process has had; another process, such as one that was forked from this, never has had the same."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return os.getpid(), usage.ru_minflt, usage.ru_majflt
 
 
 def _contents(tensor: Tensor) -> Any:

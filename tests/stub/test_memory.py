@@ -18,6 +18,7 @@ from stub_runtime import ARENA, FOREIGN, REQUESTS, SEGMENT_BYTES, Memory
 from stublet.shm.arena import LARGE_BYTES
 from stublet.shm.dtype import BF16, BY_NAME
 from stublet.shm.errors import OutOfSharedMemory, ProtocolError
+from stublet.stub import memory
 from stublet.stub.host import host
 from stublet.stub.memory import REFERENCE_BYTES
 from stublet.stub.tensor import Tensor, empty
@@ -222,9 +223,9 @@ def test_a_block_that_comes_again_while_it_is_being_left(both: Memory, monkeypat
     again: List[Tensor] = []
     is_written = both.memory._is_written
 
-    def and_back(start: int, nbytes: int) -> bool:
+    def and_back(*pages: Any) -> bool:
         both.memory._is_written = is_written  # type: ignore[method-assign]
-        written = is_written(start, nbytes)
+        written = is_written(*pages)
         again.append(borrowed_input(both, BORROWED)[0])
         assert (again[0].as_numpy() == 9).all()
         again[0].as_numpy()[:] = 6
@@ -279,12 +280,37 @@ def test_without_a_page_map_it_is_copied(both: Memory, monkeypatch: pytest.Monke
         raise PermissionError(13, path)
 
     tensor, _ = borrowed_input(both, BORROWED)
+    have_a_page_fault()
     with monkeypatch.context() as patched:
         patched.setattr(os, "open", refuse)
         placed = both.place([(0, tensor)])
     assert placed.blocks[0][0] != FOREIGN
     assert (both.read(placed)[0][1] == 9).all()
     both.memory.release(placed.blocks)
+
+
+def test_the_page_map_is_asked_only_after_a_page_fault(both: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda *what: asked.append(what) or pread(*what))
+    tensor, _ = borrowed_input(both, BORROWED)
+    faults = memory._page_faults()
+    for happens in (lambda: None, have_a_page_fault):
+        happens()
+        before = len(asked)
+        assert both.place([(0, tensor)]).blocks == [(FOREIGN, 0)]
+        assert len(asked) - before == (memory._page_faults() != faults)
+    assert asked
+    child = os.fork()
+    if child == 0:
+        os._exit(memory._page_faults()[0] == faults[0])
+    assert os.waitpid(child, 0)[1] == 0, "a forked process must not take its count for that of its parent"
+
+
+def have_a_page_fault() -> None:
+    """By writing to a page for the first time."""
+    with mmap.mmap(-1, PAGE) as page:
+        page[0] = 1
 
 
 @pytest.mark.parametrize("why", ["no mapping", "no descriptor"])
