@@ -14,6 +14,7 @@ from .errors import BenchmarkError
 # with `add_arguments(parser)` and `run(arguments)`.
 COMMANDS = {
     "serve": "load over HTTP, start-up and memory, alone or side by side with another server",
+    "grpc": "load over gRPC, alone or side by side with another server",
     "calls": "what a model's own calls cost: BLS, responses of a decoupled model, is_cancelled, log lines",
     "stages": "what each stage of a small request costs",
     "roundtrip": "the embedded server's round trip next to a bare eventfd ping-pong",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
+from .client import verify
 from .load import run_socket, run_wrk
 from .report import Sample
 from .servers import Server
@@ -26,6 +28,14 @@ class LoadCase:
     make: Callable[[], InferRequest]
     connections: int = 1
     large: bool = False
+
+    @contextmanager
+    def prepared(self, servers: Sequence[Server]) -> Iterator[InferRequest]:
+        """The request, which every server has answered right. Raises BenchmarkError if one has not."""
+        request = self.make()
+        for server in servers:
+            verify(server.host, server.port, request)
+        yield request
 
     def measure(self, server: Server, request: InferRequest, seconds: int) -> Sample:
         """One run of load. Raises BenchmarkError if any answer was not right."""

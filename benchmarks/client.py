@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from .errors import BenchmarkError
-from .wire import HEADER_LENGTH, InferRequest, check_reply
+from .wire import HEADER_LENGTH, InferRequest
 
 # A reply head longer than this is not one of a v2 server.
 _MAX_HEAD = 1 << 14
@@ -42,10 +42,11 @@ class HttpClient:
 
     def infer(self, request: InferRequest) -> tuple[int, Mapping[str, str], memoryview]:
         """Sends a request and receives the whole reply: status, headers, body."""
+        binary = request.header_length < len(request.body)
         head = (
             f"POST {request.path} HTTP/1.1\r\nHost: {self._host}\r\n"
-            f"Content-Type: application/octet-stream\r\n"
-            f"{HEADER_LENGTH}: {request.header_length}\r\n"
+            f"Content-Type: application/{'octet-stream' if binary else 'json'}\r\n"
+            f"{f'{HEADER_LENGTH}: {request.header_length}' if binary else 'Accept: application/json'}\r\n"
             f"Content-Length: {len(request.body)}\r\n\r\n"
         ).encode()
         self._socket.sendall(head)
@@ -83,4 +84,4 @@ class HttpClient:
 def verify(host: str, port: int, request: InferRequest) -> None:
     """One request whose reply is compared byte for byte; BenchmarkError if it is not right."""
     with HttpClient(host, port) as client:
-        check_reply(request, *client.infer(request))
+        request.check(*client.infer(request))

@@ -20,7 +20,7 @@ import numpy as np
 
 from .client import HttpClient
 from .errors import BenchmarkError
-from .wire import InferRequest, check_reply
+from .wire import InferRequest
 
 _SCRIPT = Path(__file__).with_name("wrk.lua")
 
@@ -105,6 +105,6 @@ def run_socket(host: str, port: int, request: InferRequest, seconds: int) -> Loa
             if status != 200 or len(body) != length:
                 break
         cpu = time.process_time() - cpu
-        check_reply(request, *reply)
+        request.check(*reply)
     p50, p99 = np.percentile(latencies, [50, 99]) / 1e9
     return LoadRun(len(latencies), sum(latencies) / 1e9, float(p50), float(p99), cpu)

@@ -10,17 +10,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
-from .cases import LOAD_CASES, LoadCase
-from .client import verify
+from .cases import LOAD_CASES, LoadCase, identity_fp32
 from .errors import BenchmarkError
 from .load import require_wrk
+from .regions import RegionCase
 from .report import Column, Result, Sample, save, show
 from .servers import STUBLET_COMMAND, Server, Target, distinct, parse_command, parse_url
 from .startup import MODELS, measure_bare, measure_start, ten_models
 
 _START = "start"
+_CASES = (*LOAD_CASES, *(RegionCase(f"shm-{size}M", partial(identity_fp32, size << 20), large=True) for size in (1, 16)))
 _LOAD_COLUMNS = (
     Column("requests_per_s", "requests/s", ".0f"),
     Column("p50_ms", "p50 ms", ".3f"),
@@ -71,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     rounds = arguments.rounds or (1 if arguments.quick else 7)
     chosen = _choose(arguments.only)
     targets = _targets(arguments)
-    cases = [case for case in LOAD_CASES if case.name in chosen]
+    cases = [case for case in _CASES if case.name in chosen]
     if any(not case.large for case in cases):
         require_wrk()
     load = _run_load(targets, cases, seconds, rounds) if cases else []
@@ -94,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _case_names() -> list[str]:
-    return [*(case.name for case in LOAD_CASES), _START]
+    return [*(case.name for case in _CASES), _START]
 
 
 def _choose(only: str) -> set[str]:
@@ -142,16 +144,15 @@ def _run_load(targets: Sequence[Target], cases: Sequence[LoadCase], seconds: int
 
 def _run_case(servers: Sequence[Server], case: LoadCase, seconds: int, rounds: int) -> Result:
     print(f"{case.name} ...", file=sys.stderr)
-    request = case.make()
     names = distinct([server.name for server in servers])
     samples: dict[str, list[Sample]] = {name: [] for name in names}
-    for server in servers:
-        verify(server.host, server.port, request)
-        # Unmeasured: memory that is touched and threads that are started for the first time.
-        case.measure(server, request, 1)
-    for _ in range(rounds):
-        for name, server in zip(names, servers, strict=True):
-            samples[name].append(case.measure(server, request, seconds))
+    with case.prepared(servers) as request:
+        for server in servers:
+            # Unmeasured: memory that is touched and threads that are started for the first time.
+            case.measure(server, request, 1)
+        for _ in range(rounds):
+            for name, server in zip(names, servers, strict=True):
+                samples[name].append(case.measure(server, request, seconds))
     return Result(case.name, samples)
 
 

@@ -27,11 +27,12 @@ _LOG_TAIL = 3000
 # How finely start-up is timed; a poll costs about 0.1 ms of the cores that the server starts on.
 _POLL = 0.005
 
-# {repo} and {port} are filled in, and {grpc_port} where it occurs. Only HTTP is loaded, so nothing else is switched on.
+# {repo} and {port} are filled in, and {grpc_port} where it occurs. Nothing is switched on that is not loaded.
 STUBLET_COMMAND = (
     sys.executable, "-m", "stublet.parent", "serve", "{repo}", "--id", "stublet",
-    "--http-port", "{port}", "--allow-grpc=false", "--allow-metrics=false",
+    "--http-port", "{port}", "--allow-grpc=false", "--allow-metrics=false", "--allow-client-shm=true",
 )  # fmt: skip
+STUBLET_GRPC_COMMAND = (*(part for part in STUBLET_COMMAND if part != "--allow-grpc=false"), "--grpc-port", "{grpc_port}")
 
 
 @dataclass(frozen=True, slots=True)

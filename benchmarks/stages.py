@@ -26,6 +26,7 @@ STAGES = {
     "stub": "until the reply is there: wake-up, execute, outputs into shared memory",
     "reply": "message read and checked",
     "send": "response encoded and given to the transport",
+    "count": "statistics",
 }
 _COLUMNS = (Column("p50_us", "p50 us", ".1f"), Column("p90_us", "p90 us", ".1f"))
 
@@ -82,6 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
 async def _measure(core: Any, count: int) -> dict[str, list[int]]:
     """Runs in the server's own loop, which meanwhile does nothing else: bells wait, replies are looked for here."""
     import uvicorn
+    from stublet.parent.channel import News
     from stublet.parent.http import HttpFrontEnd
     from stublet.parent.http_protocol import InferProtocol
     from uvicorn.server import ServerState
@@ -111,22 +113,24 @@ async def _measure(core: Any, count: int) -> dict[str, list[int]]:
         model._flush_turn()
         t3 = perf_counter_ns()
         deadline = t3 + 10**10
-        while not instance.ready():
+        while not instance.channel.ready():
             if perf_counter_ns() > deadline:
                 raise BenchmarkError("the stub did not answer within 10 s")
         t4 = perf_counter_ns()
+        news = News()
         with model.lock:
-            done: list[Any] = []
-            instance.drain(done)
-            ((answered, outcome),) = done
-            model._hand_over(model._scheduler.finished(instance, 1))
+            instance.channel.drain(news)
+            model._hand_over(model._scheduler.finished(instance, news.returned))
         t5 = perf_counter_ns()
-        answered.done(outcome)
+        ((answered, outcome, final),) = news.settled
+        answered.respond(outcome, final)
         t6 = perf_counter_ns()
+        model.statistics.settled(answered, outcome, final, t5, t6)
+        t7 = perf_counter_ns()
         if not transport.written[0].startswith(b"HTTP/1.1 200"):
             raise BenchmarkError(f"a request failed: {transport.written[0]!r}")
         transport.written.clear()
-        for stage, took in zip(STAGES, (t1 - t0, t2 - t1, t3 - t2, t4 - t3, t5 - t4, t6 - t5), strict=True):
+        for stage, took in zip(STAGES, (t1 - t0, t2 - t1, t3 - t2, t4 - t3, t5 - t4, t6 - t5, t7 - t6), strict=True):
             times[stage].append(took)
         await asyncio.sleep(0)
     return {stage: taken[count // 10 :] for stage, taken in times.items()}

@@ -44,6 +44,13 @@ class InferRequest:
         """Bytes of tensors in a right reply; a whole reply is longer than that."""
         return sum(len(tensor.raw) for tensor in self.expected.values())
 
+    def check(self, status: int, headers: Mapping[str, str], body: memoryview) -> None:
+        """Compares a reply with what is expected.
+
+        `headers` has lower-case names. Raises BenchmarkError at the first difference.
+        """
+        _check_binary(self, status, headers, body)
+
 
 def build_request(model: str, inputs: Mapping[str, WireTensor], expected: Mapping[str, WireTensor]) -> InferRequest:
     """Binary tensors in, binary tensors out."""
@@ -72,11 +79,7 @@ def bytes_tensor(items: Sequence[bytes]) -> WireTensor:
     return WireTensor("BYTES", (len(items),), raw)
 
 
-def check_reply(request: InferRequest, status: int, headers: Mapping[str, str], body: memoryview) -> None:
-    """Compares a reply with what the request expects.
-
-    `headers` has lower-case names. Raises BenchmarkError at the first difference.
-    """
+def _check_binary(request: InferRequest, status: int, headers: Mapping[str, str], body: memoryview) -> None:
     if status != 200:
         raise BenchmarkError(f"{request.model}: HTTP {status}: {bytes(body[:500])!r}")
     length = headers.get(HEADER_LENGTH.lower())
@@ -97,7 +100,7 @@ def check_reply(request: InferRequest, status: int, headers: Mapping[str, str], 
             raise BenchmarkError(
                 f"{request.model}: output '{name}' is {got.datatype}{list(got.shape)}, not {want.datatype}{list(want.shape)}"
             )
-        if not _same(body[position : position + size], want.raw):
+        if not same_bytes(body[position : position + size], want.raw):
             raise BenchmarkError(f"{request.model}: output '{name}' has wrong contents")
         position += size
         found.add(name)
@@ -106,7 +109,8 @@ def check_reply(request: InferRequest, status: int, headers: Mapping[str, str], 
         raise BenchmarkError(f"{request.model}: missing outputs {sorted(missing)}, {len(body) - position} bytes too many")
 
 
-def _same(view: memoryview, raw: bytes) -> bool:
+def same_bytes(view: memoryview, raw: bytes) -> bool:
+    """Whether they are the same bytes."""
     # In pieces: comparing a memoryview goes byte by byte, and a copy of it whole touches new pages.
     return len(view) == len(raw) and all(
         bytes(view[start : start + _PIECE]) == raw[start : start + _PIECE] for start in range(0, len(raw), _PIECE)

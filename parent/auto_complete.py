@@ -16,7 +16,7 @@ from ..shm.errors import ProtocolError
 from ..shm.message import PROTOCOL_VERSION
 from . import environment, model_config, repository
 from .instance import LoadFailed
-from .log import LEVELS, VERBOSE, stub_logger
+from .log import LEVELS, VERBOSE, about, facts, stub_logger
 from .model_config import ConfigError
 from .repository import ModelFiles
 from .stub_process import StubProcess
@@ -51,6 +51,7 @@ async def run(core: Core, files: ModelFiles, version: int, config: Any) -> Any:
     file = repository.model_file(core.options.backend_directory, files, version, config)
     completion = _Completion(
         files.name,
+        version,
         {**file.settings(), "model_name": files.name, "config": json.dumps(offered(config)), "verbose": logger.isEnabledFor(VERBOSE)},
     )
     try:
@@ -73,10 +74,11 @@ async def run(core: Core, files: ModelFiles, version: int, config: Any) -> Any:
 class _Completion:
     """The process that runs a model's ``auto_complete_config``, and its answer. What it says is not trusted."""
 
-    def __init__(self, name: str, settings: Dict[str, Any]) -> None:
+    def __init__(self, name: str, version: int, settings: Dict[str, Any]) -> None:
         self.name = name
         self.answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._settings = settings
+        self.facts = facts(name, version)
         self._log = stub_logger(self)
         self.process = StubProcess(self, self._log)
         self._over = False
@@ -98,8 +100,8 @@ class _Completion:
         kind, *parts = message
         if kind == LOG:
             (lines,) = parts
-            for level, file, line, text in lines:
-                self._log(LEVELS[level], file, line, text)
+            for level, *line in lines:
+                self._log(LEVELS[level], *line)
         elif kind == HELLO:
             protocol, python, numpy, executable = parts
             if protocol != PROTOCOL_VERSION:
@@ -114,7 +116,7 @@ class _Completion:
         elif kind == FAILED:
             text, trace = parts
             if trace:
-                logger.error("model '%s' did not complete its configuration:\n%s", self.name, str(trace).rstrip())
+                logger.error("model '%s' did not complete its configuration", self.name, extra=about(self.facts, str(trace)))
             self._settle(LoadFailed(text))
         elif kind == ASK:
             number, what, _ = parts

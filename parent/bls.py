@@ -18,6 +18,7 @@ from ..shm.message import BLOCKING, STREAM
 from .channel import Call, News
 from .errors import InternalError, InvalidArgument, ServerError, Unavailable
 from .lifecycle import State
+from .log import about
 from .request import Outcome, Request
 from .validation import GivenInput, Placement, check_strings, lay_out, output_indices
 
@@ -116,7 +117,7 @@ class Router:
         cycle = cycle_of(caller, call)
         if cycle:
             error = _never_served(cycle)
-            logger.error("model '%s', instance '%s': %s", caller.model.name, caller.name, error)
+            logger.error("model '%s', instance '%s': %s", caller.model.name, caller.name, error, extra=about(caller.facts))
             call.callee.cancel(call.request, refusal(call.callee.name, error))
         else:
             self._loop.call_later(_GRACE_SECONDS, self._look_again, caller, number, call)

@@ -8,14 +8,16 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
 from ..shm.errors import OutOfSharedMemory, ProtocolError
-from ..shm.message import EMPTY, FINAL, FINALIZE, INDIRECT, NEWS, RESCHEDULE, RETURNED, WORK, decode_up, packer
+from ..shm.message import EMPTY, FAILURE, FINAL, FINALIZE, INDIRECT, NEWS, RESCHEDULE, RETURNED, WORK, decode_up, packer
 from ..shm.polling import PollBudget, poll_limit
 from ..shm.ring import CHANNEL_BYTES, OPEN_REQUESTS, RECORD_BYTES, Consumer, Producer, Words
 from ..shm.segment import Segment, SegmentTable
 from . import errors
 from .request import Lease, Lent, Loan, Outcome, OutputPlan, Request, Response
+from .statistics import Failure, failure_of
 
 if TYPE_CHECKING:
+    from .client_memory import ClientRegion, RegionUse
     from .model import Model
 
 _HAND_OVER_NS = 20_000
@@ -62,11 +64,13 @@ class Channel:
 
     Args:
         announce: tells the stub of a segment that it does not know yet.
+        announce_region: tells it of a client's region.
     """
 
-    def __init__(self, model: Model, announce: Callable[[Segment], None]) -> None:
+    def __init__(self, model: Model, announce: Callable[[Segment], None], announce_region: Callable[[ClientRegion], None]) -> None:
         self._model = model
         self._announce = announce
+        self._announce_region = announce_region
         self.segment = Segment.create(0, CHANNEL_BYTES)
         words = Words(self.segment)
         words.format()
@@ -82,11 +86,14 @@ class Channel:
         self.expects = self.poll
         """How long to look for what the stub says next: an answer to a request, or, after a reply, the model's next call."""
         self._replied_ns = 0
+        self.free_ns = 0
+        """When the stub had nothing more to execute, for all that is known."""
+        self._latest: Optional[Request] = None
         self.in_flight: Dict[int, Request] = {}
         self.outputs = SegmentTable()
         """Segments of the stub's arena."""
         self.known: Set[int] = set()
-        """Segments of others that the stub was told of."""
+        """Segments of others, and regions of clients, that the stub was told of."""
         self.releases: Deque[BlockKey] = deque()
         """Blocks of the stub's arena that nobody here needs any more. Appended to in any thread."""
         self._next_key = 0
@@ -98,6 +105,10 @@ class Channel:
         self._lent: Dict[BlockKey, Lent] = {}
         self._lent_again: Dict[BlockKey, List[Lent]] = {}
         self._kept: Dict[BlockKey, List[Lent]] = {}
+
+    def set_verbose(self, wanted: bool) -> None:
+        """Tells the stub whether lines of level VERBOSE are wanted. In any thread."""
+        self._words.verbose = wanted
 
     def close(self) -> None:
         """Gives back the descriptors."""
@@ -127,8 +138,16 @@ class Channel:
         for block, nbytes in request.blocks:
             self._lend(block)
             blocks.append((block.segment.id, block.offset, nbytes))
-        self._batches.append(((key, request.borrowed, blocks, request.inputs, request.extras),))
+        regions = () if request.regions is None else self._name_regions(request.regions)
+        self._batches.append(((key, request.borrowed, blocks, request.inputs, request.extras, regions),))
         return True
+
+    def _name_regions(self, use: RegionUse) -> Tuple[Any, ...]:
+        for region in use.regions():
+            if region.id not in self.known:
+                self.known.add(region.id)
+                self._announce_region(region)
+        return use.message()
 
     def reply(self, call: int, outcome: Optional[Outcome], final: bool) -> None:
         """Puts an outcome of a call in the next record."""
@@ -210,6 +229,11 @@ class Channel:
         self._words.cancelled[request.key & _SLOT] = 1
         return request.key < self._words.started
 
+    def hold(self, request: Request, held: bool) -> None:
+        """Keeps the stub from sending more responses to a request, or lets it go on."""
+        if self.in_flight.get(request.key) is request:
+            self._words.held[request.key & _SLOT] = held
+
     def executing(self) -> bool:
         """Whether an execution has begun and not ended."""
         started = self._words.started
@@ -243,10 +267,16 @@ class Channel:
         Raises:
             ProtocolError: the stub wrote what it may not; ``news`` has what came before.
         """
+        now = 0
         while True:
             record = self._up.pop()
             if record is None:
+                if self._latest is not None:
+                    # Of several replies that are found at once only the last came just now.
+                    self._latest.computed_ns = self.free_ns = now
+                    self._latest = None
                 return
+            now = perf_counter_ns()
             message = decode_up(record)
             if message[0] == INDIRECT:
                 _, segment_id, offset, nbytes = message
@@ -257,10 +287,10 @@ class Channel:
                     raise ProtocolError("an indirect record names another")
             _, releases, results, calls = message
             if self._replied_ns:
-                self._reply_poll.waited(perf_counter_ns() - self._replied_ns)
+                self._reply_poll.waited(now - self._replied_ns)
                 self._replied_ns = 0
             for result in results:
-                self._take(result, news)
+                self._take(result, news, now)
             for number, *call in calls:
                 if call:
                     news.calls.append(self._read_call(number, *call))
@@ -270,7 +300,7 @@ class Channel:
             for key in releases:
                 self._release_kept(key)
 
-    def _take(self, result: Tuple[Any, ...], news: News) -> None:
+    def _take(self, result: Tuple[Any, ...], news: News, now: int) -> None:
         key, flags, nanoseconds, kept, blocks, placed, error, parameters = result
         request = self.in_flight.get(key)
         if request is None:
@@ -281,11 +311,17 @@ class Channel:
         outcome: Optional[Outcome] = None
         if not flags & EMPTY:
             outcome = errors.BY_CODE[error[0]](error[1]) if error else self._response(blocks, placed, parameters)
+            if flags & FAILURE:
+                request.failure = failure_of(outcome, nanoseconds > 0 or not flags & RETURNED)
+            if isinstance(outcome, Response) and outcome.plan.in_regions:
+                _check_in_regions(request, outcome)
         elif flags & RESCHEDULE:
             outcome = errors.InternalError(
                 "Request is released with TRITONSERVER_REQUEST_RELEASE_RESCHEDULE, which the scheduler of model "
                 f"'{self._model.name}' does not support"
             )
+            request.failure = Failure.BACKEND
+        self._time(request, flags, nanoseconds, now)
         if request.answered:
             if isinstance(outcome, Response):
                 outcome.release()
@@ -310,6 +346,40 @@ class Channel:
         if request.finished and request.returned:
             del self.in_flight[key]
             self._words.cancelled[key & _SLOT] = 0
+            if self._model.decoupled:
+                self._words.held[key & _SLOT] = 0
+            if request.regions is not None:
+                request.regions.release()
+
+    def _time(self, request: Request, flags: int, took: int, now: int) -> None:
+        """Notes when the stub took the request up, and when it was done with it, as far as that can be told from here."""
+        submitted = request.submitted_ns
+        concurrent = self._model.max_concurrent > 1
+        if not flags & RETURNED:
+            if not request.begun_ns:
+                request.begun_ns = submitted if concurrent else max(submitted, self.free_ns)
+            if not request.computed_ns and (flags & FINAL or not self._model.decoupled):
+                request.computed_ns = now
+        elif took > 0:
+            # Comparisons, which cost a fraction of min and max: this is on the way of every request.
+            begun = now - took
+            if concurrent:
+                begun -= _HAND_OVER_NS
+            elif self.free_ns < begun:
+                begun = self.free_ns
+            if begun < submitted:
+                begun = submitted
+            computed = begun + took + _HAND_OVER_NS
+            if concurrent or computed > now:
+                computed = now
+            if not concurrent:
+                self.free_ns = computed
+            if not request.computed_ns:
+                request.begun_ns = request.begun_ns or begun
+                request.computed_ns = computed
+                if not concurrent:
+                    request.execute_ns = took
+                    self._latest = request
 
     def _take_inputs_back(self, request: Request, kept: Tuple[int, ...]) -> None:
         for index, (block, _) in enumerate(request.blocks):
@@ -417,9 +487,13 @@ class Channel:
         unstarted: List[Request] = []
         for request in self.in_flight.values():
             # One that is over has begun, whatever the stub's counter says: its blocks are no longer its own.
+            over = request.answered or request.returned or self.has_started(request)
+            if over and request.regions is not None:
+                request.regions.release()
             if request.returned or self.has_started(request):
                 if not request.answered:
                     request.answered = True
+                    request.failure = Failure.BACKEND
                     settled.append((request, error, True))
             elif not request.answered:
                 unstarted.append(request)
@@ -431,6 +505,19 @@ class Channel:
         self._kept.clear()
         self._batches, self._replies, self._stuck, self._starved = [], [], None, False
         return settled, unstarted
+
+    def waiting(self) -> int:
+        """How many requests were handed over and not begun."""
+        started = self._words.started
+        return sum(key >= started and not request.answered for key, request in self.in_flight.items())
+
+
+def _check_in_regions(request: Request, response: Response) -> None:
+    """That an output is in a region can only be said where the client has named one."""
+    wanted = () if request.regions is None else {index for index, *_ in request.regions.writes}
+    if not response.plan.in_regions.issubset(wanted):
+        response.release()
+        raise ProtocolError(f"request {request.key} has no region for an output that is said to be in one")
 
 
 def _size(block: Lent) -> int:

@@ -6,13 +6,18 @@ import asyncio
 import itertools
 import re
 import threading
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
+import time
+from typing import TYPE_CHECKING, Any, Awaitable, Collection, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
 
-from . import exposition, version
+from . import exposition, metrics_inference, metrics_machine, version
 from .bls import Router
+from .client_memory import ClientMemory
 from .custom_metrics import CustomMetrics
 from .errors import InvalidArgument, NotFound, ServerError
 from .lifecycle import State
+from .log_settings import LogSettings
+from .metrics_inference import InferenceMetrics
+from .metrics_machine import MachineMetrics
 from .model import Model
 from .model_control import ModelControl
 from .options import ServerOptions
@@ -46,18 +51,26 @@ class Core:
         self.spawner = spawner
         self.models: Dict[str, Dict[int, Model]] = {}
         self.failures: Dict[str, str] = {}
+        self.began = time.monotonic()
         self.started = False
         self.stopping = False
         self.ending = threading.Event()
         """Set when the server ends, for what works in other threads."""
-        self.metrics = CustomMetrics()
+        self.log_settings = LogSettings(options.log, self._set_verbose)
+        self._inference_metrics = InferenceMetrics(self._served, options.metrics.counter_latencies)
+        self._machine_metrics = MachineMetrics(options.metrics)
+        self.metrics = CustomMetrics(metrics_inference.NAMES | metrics_machine.NAMES)
         self.bls: Router
         self._control = ModelControl(self)
         self._kept: Set[asyncio.Task[Any]] = set()
         self._segment_ids = itertools.count(1)
+        self.client_memory = ClientMemory(options.allow_client_shm, self.next_segment_id, self._forget_soon)
 
-    async def start(self) -> None:
+    async def start(self, meanwhile: Optional[Awaitable[None]] = None) -> None:
         """Loads all models at once. What did not load is in ``failures``.
+
+        Args:
+            meanwhile: what else has to be done before the server is ready.
 
         Raises:
             OptionError: options that cannot be together.
@@ -66,7 +79,10 @@ class Core:
         self.options.check()
         self.bls = Router(self)
         self.spawner.attach(asyncio.get_running_loop())
-        await self._control.start()
+        self._loop = asyncio.get_running_loop()
+        if self.options.allow_metrics:
+            self.keep(self._loop.create_task(self._machine_metrics.run()))
+        await asyncio.gather(self._control.start(), *([meanwhile] if meanwhile else []))
         self.started = True
 
     async def stop(self, seconds: float) -> None:
@@ -78,6 +94,7 @@ class Core:
             task.cancel()
         if self._kept:
             await asyncio.wait(self._kept)
+        self.client_memory.close()
         self.spawner.close()
 
     async def load_model(self, name: str, config: str = "", files: Optional[Mapping[str, bytes]] = None) -> None:
@@ -98,6 +115,17 @@ class Core:
             ServerError: it was not unloaded.
         """
         await asyncio.shield(await self._control.unload(name))
+
+    def repository_index(self, ready: bool = False) -> List[Dict[str, str]]:
+        """A row for each version of each model (``name``, ``version``, ``state``, ``reason``), and one for each model that has none.
+
+        Args:
+            ready: only those that serve.
+
+        Raises:
+            Unavailable: a repository cannot be read.
+        """
+        return self._control.index().rows(ready)
 
     async def model_ready(self, name: str, version_text: str = "") -> bool:
         """Whether a version of a model, "" for any, serves, and its own ``is_ready`` says so.
@@ -144,6 +172,11 @@ class Core:
             return await self.model_ready(name, version_text)
         raise InvalidArgument(f"the server has no answer to '{what}'")
 
+    @property
+    def alive(self) -> Collection[Model]:
+        """Every model that may have processes, also those that are being loaded or on their way out."""
+        return self._control.alive
+
     # For instances
 
     async def asked(self, instance: Instance, what: str, arguments: Sequence[Any]) -> Any:
@@ -174,6 +207,14 @@ class Core:
         for model in self._control.alive:
             for instance in model.instances:
                 instance.forget(segments)
+
+    def _set_verbose(self, wanted: bool) -> None:
+        for model in self._control.alive:
+            for instance in model.instances:
+                instance.set_verbose(wanted)
+
+    def _forget_soon(self, segments: Sequence[int]) -> None:
+        self._loop.call_soon_threadsafe(self.forget, segments)
 
     def collect_messages(self) -> None:
         """Reads what stubs have said before now."""
@@ -237,7 +278,35 @@ class Core:
     def metrics_text(self) -> bytes:
         """What the metrics port shows, with all that stubs have said before now."""
         self.collect_messages()
-        return exposition.render([self.metrics])
+        return exposition.render([self._inference_metrics, self._machine_metrics, self.metrics])
+
+    def statistics(self, name: str = "", version: str = "") -> List[Dict[str, Any]]:
+        """What the requests to each model that serves, or to one, or to a version of it, came to: ``model_stats`` of the protocol (spec 6.9).
+
+        Raises:
+            InvalidArgument: it is not there, or the version is not a number; in Triton's words.
+        """
+        found = [model for model in self._served() if name in ("", model.name)]
+        if name and not found:
+            raise InvalidArgument(f"requested model '{name}' is not available")
+        if version:
+            number = 0 if version == "0" else version_number(version)
+            found = [model for model in found if model.version == number]
+            if not found:
+                raise InvalidArgument(f"requested model version is not available for model '{name}'")
+        return [
+            {
+                "name": model.name,
+                "version": str(model.version),
+                **model.statistics.as_dict(),
+                "memory_usage": [{"type": "CPU", "id": 0, "byte_size": model.memory().inputs + model.memory().outputs}],
+            }
+            for model in found
+        ]
+
+    def _served(self) -> List[Model]:
+        """Those that have loaded, by name and version."""
+        return [model for _, versions in sorted(self.models.items()) for _, model in sorted(versions.items()) if not model.reason]
 
     def status(self) -> List[ModelStatus]:
         """A row for each instance, and one for each model, or version of it, that failed before it had any."""
@@ -254,7 +323,29 @@ class Core:
 
     def extensions(self) -> List[str]:
         """The protocol extensions that this server has."""
-        return ["model_configuration", "binary_tensor_data", "parameters"]
+        return [
+            "classification",
+            "model_repository",
+            "model_repository(unload_dependents)",
+            "model_configuration",
+            "system_shared_memory",
+            "binary_tensor_data",
+            "parameters",
+            "statistics",
+            "logging",
+        ]
+
+    def model_metadata(self, name: str, number: Optional[int] = None) -> Dict[str, Any]:
+        """The body of ``GET /v2/models/<name>``.
+
+        Raises:
+            NotFound: in Triton's words.
+        """
+        model = self.find(name, number)
+        versions = [str(one) for one in sorted(self.models[name])]
+        platform = model.config.platform or model.config.backend
+        inputs, outputs = ([spec.metadata() for spec in specs] for specs in (model.inputs, model.outputs))
+        return {"name": name, "versions": versions, "platform": platform, "inputs": inputs, "outputs": outputs}
 
     def metadata(self) -> Dict[str, Any]:
         """The body of ``GET /v2``."""

@@ -12,7 +12,7 @@ import math
 import re
 from bisect import bisect_left
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Hashable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Container, Dict, Hashable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from . import exposition
 from .exposition import Family, Sample
@@ -82,11 +82,15 @@ class _Owner:
 class CustomMetrics:
     """All of a server's. Arguments other than ``owner`` come from stubs and are not trusted.
 
+    Args:
+        reserved: names of the server's own metrics, which a second family of that name would make unreadable.
+
     Raises (all methods but ``release`` and ``collect``):
         CustomMetricError: with the reason.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reserved: Container[str] = ()) -> None:
+        self._reserved = reserved
         self._ids = itertools.count(1)
         self._families: Dict[str, _Family] = {}
         self._owners: Dict[Hashable, _Owner] = {}
@@ -112,6 +116,8 @@ class CustomMetrics:
         """A handle of the family of that name. The first description is kept."""
         if not isinstance(name, str) or len(name) > _LONGEST_TEXT or not _METRIC_NAME.fullmatch(name):
             raise CustomMetricError(f"Invalid metric name {_shown(name)}")
+        if name in self._reserved:
+            raise CustomMetricError(f"'{name}' is a metric of the server's")
         text = _text("the description of a metric", description)
         if type(kind) is not int or not 0 <= kind < len(_KINDS):
             raise CustomMetricError(f"Unknown metric kind {_shown(kind)}")

@@ -10,33 +10,38 @@ import asyncio
 import logging
 import re
 import threading
-from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from urllib.parse import unquote
 
-import msgspec
-
-from . import compression, http_infer
-from .errors import NotFound, ServerError, Unsupported
-from .request import Outcome, Request, Response
+from . import compression, http_infer, http_response
+from . import http_schemas as schemas
+from .errors import ServerError, Unsupported
+from .header_forwarding import HeaderForwarding
+from .http_exchange import JSON, Disconnected, Exchange, Headers, Receive, Scope, Send
+from .http_generate import GenerateApi
+from .http_instances import InstancesApi
+from .http_metadata import MetadataApi
+from .http_openapi import OpenApi
+from .http_repository import RepositoryApi
+from .http_routes import MODEL, Operation, Route, Router
+from .http_settings import SettingsApi
+from .http_shared_memory import SharedMemoryApi
+from .http_statistics import StatisticsApi
+from .parameters import with_custom
+from .request import Outcome, Response
+from .restricted_apis import parse_restrictions
 
 if TYPE_CHECKING:
     from .core import Core
 
 logger = logging.getLogger(__name__)
 
-Scope = Dict[str, Any]
-Receive = Callable[[], Awaitable[Dict[str, Any]]]
-Send = Callable[[Dict[str, Any]], Awaitable[None]]
-Headers = List[Tuple[bytes, bytes]]
 InferTarget = Tuple[str, Optional[int]]
 
-_JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")
 HEADER_LENGTH = b"inference-header-content-length"
-_MODEL = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[0-9]{1,18}))?"
 _IN_EXECUTOR_BYTES = 256 << 10
-_REMEMBERED_PATHS = 1024
-
+_REMEMBERED_TARGETS = 1024
 
 NO_DECOUPLED = "HTTP end point doesn't support models with decoupled transaction policy"
 
@@ -68,10 +73,6 @@ class InferFields(NamedTuple):
         return cls(header_length, content_length, content_encoding, accept_encoding)
 
 
-class Disconnected(Exception):
-    """The client went away before its request was complete."""
-
-
 class _Gate:
     """One request's outcome, awaited in the loop and settled in any thread."""
 
@@ -93,6 +94,11 @@ class _Gate:
         else:
             self._loop.call_soon_threadsafe(self._set, outcome)
 
+    def leave(self) -> None:
+        """The client is gone."""
+        if not self._future.done():
+            self._future.set_exception(Disconnected())
+
     def _set(self, outcome: Outcome) -> None:
         if not self._future.done():
             self._future.set_result(outcome)
@@ -104,163 +110,150 @@ class HttpFrontEnd:
     """The ASGI application."""
 
     def __init__(self, core: Core) -> None:
+        options = core.options
         self.core = core
-        self.limit = core.options.http_max_input_size
+        self.limit = options.http_max_input_size
         self._loop = asyncio.get_running_loop()
         self.thread = threading.get_ident()
-        self._routes: Sequence[Tuple[re.Pattern[str], str, Callable[..., Awaitable[None]]]] = [
-            (re.compile(pattern), method, handler)
-            for pattern, method, handler in (
-                (_MODEL + "/infer", "POST", self._infer),
-                (_MODEL + "/ready", "GET", self._model_ready),
-                (_MODEL + "/config", "GET", self._model_config),
-                (_MODEL, "GET", self._model_metadata),
-                ("/v2", "GET", self._metadata),
-                ("/v2/health/live", "GET", self._live),
-                ("/v2/health/ready", "GET", self._ready),
-            )
+        self._forwarding = HeaderForwarding(options.http_header_forward_pattern, "--http-header-forward-pattern")
+        self._restrictions = parse_restrictions("--http-restricted-api", options.http_restricted_apis)
+        infer = Operation("An inference", schemas.INFER_RESPONSE, body=schemas.INFER_REQUEST, body_required=True)
+        routes: List[Route] = [
+            Route("POST", MODEL + "/infer", "inference", self._infer, infer),
+            *GenerateApi(core, self._forwarding).routes,
+            *StatisticsApi(core).routes,
+            *MetadataApi(core).routes,
+            *RepositoryApi(core).routes,
+            *SettingsApi(core).routes,
+            *InstancesApi(core).routes,
+            *SharedMemoryApi(core).routes,
         ]
-        self._found: Dict[str, Any] = {}
+        self._router = Router([*routes, *OpenApi(core, routes).routes])
         self.infer_targets: Dict[bytes, InferTarget] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        route = self._found.get(scope["path"]) or self._route(scope["path"])
-        if route is None:
-            await _send_error(send, 404, "Not Found")
-            return
-        handler, method, arguments = route
-        if scope["method"] != method:
-            await _send_error(send, 405, "Method Not Allowed", [(b"allow", method.encode())])
-            return
+        exchange = Exchange(scope, receive, send)
         try:
-            await handler(scope, receive, send, *arguments)
+            await self._serve(exchange)
         except ServerError as error:
-            await _send_error(send, error.http_status, str(error))
+            await exchange.answer_error(error.http_status, str(error))
         except Disconnected:
             return
         except asyncio.CancelledError:
-            # The time for an orderly end is up; only a request that still waits for its body or its outcome is told.
-            await _send_error(send, 503, "the server is ending")
+            # The time for an orderly end is up; only a request that still waits for its body or its outcome can be told.
+            if exchange.started:
+                raise
+            await exchange.answer_error(503, "the server is ending")
         except Exception:
             logger.exception("internal error while serving %s %s", scope["method"], scope["path"])
-            await _send_error(send, 500, "internal error: the server's log has the details")
+            if exchange.started:
+                raise
+            await exchange.answer_error(500, "internal error: the server's log has the details")
+
+    async def _serve(self, exchange: Exchange) -> None:
+        scope = exchange.scope
+        found = self._router.find(scope["path"])
+        if found is None:
+            await exchange.answer_error(404, "Not Found")
+            return
+        restriction = self._restrictions.get(next(iter(found.routes.values())).api)
+        if restriction and exchange.header(restriction.header) != restriction.value:
+            await exchange.answer_error(403, f"This API is restricted, expecting header '{restriction.key}'")
+            return
+        route = found.routes.get(scope["method"])
+        if route is None:
+            await exchange.answer_error(405, "Method Not Allowed", [(b"allow", ", ".join(found.routes).encode())])
+            return
+        await route.handler(exchange, *found.arguments)
 
     def infer_target(self, url: bytes) -> Optional[InferTarget]:
-        """The model's name and version if a request's target is that of an inference."""
-        path = unquote(url.split(b"?", 1)[0].decode("latin-1"))
-        route = self._found.get(path) or self._route(path)
-        if route is None or route[0] != self._infer:
+        """The model's name and version if a request's target is that of an inference that has nothing special about it."""
+        if self._forwarding or "inference" in self._restrictions:
             return None
-        target: InferTarget = route[2]
-        if len(self.infer_targets) >= _REMEMBERED_PATHS:
+        found = self._router.find(unquote(url.split(b"?", 1)[0].decode("latin-1")))
+        route = found.routes.get("POST") if found else None
+        if found is None or route is None or route.handler != self._infer:
+            return None
+        name, version = found.arguments
+        if len(self.infer_targets) >= _REMEMBERED_TARGETS:
             self.infer_targets.clear()
-        self.infer_targets[url] = target
-        return target
+        self.infer_targets[url] = name, version
+        return name, version
 
-    def _route(self, path: str) -> Optional[Tuple[Callable[..., Awaitable[None]], str, Tuple[Any, ...]]]:
-        for pattern, method, handler in self._routes:
-            match = pattern.fullmatch(path)
-            if match:
-                groups = match.groupdict()
-                version = int(groups["version"]) if groups.get("version") else None
-                route = handler, method, (groups["name"], version) if groups else ()
-                if len(self._found) >= _REMEMBERED_PATHS:
-                    self._found.clear()
-                self._found[path] = route
-                return route
-        return None
-
-    # Health and metadata
-
-    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _send(send, 200, [], b"")
-
-    async def _ready(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _send(send, 200 if await self.core.check_ready() else 400, [], b"")
-
-    async def _metadata(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _send(send, 200, [_JSON], msgspec.json.encode(self.core.metadata()))
-
-    async def _model_ready(self, scope: Scope, receive: Receive, send: Send, name: str, version: Optional[int]) -> None:
-        try:
-            await self.core.find(name, version).check_ready()
-        except NotFound:
-            await _send_error(send, 400, "Model version not ready")
-        except ServerError as error:
-            await _send_error(send, 400, f"Model version not ready: {error}")
-        else:
-            await _send(send, 200, [], b"")
-
-    async def _model_metadata(self, scope: Scope, receive: Receive, send: Send, name: str, version: Optional[int]) -> None:
+    async def _infer(self, exchange: Exchange, name: str, version: Optional[int]) -> None:
         model = self.core.find(name, version)
-        versions = [str(number) for number in sorted(self.core.models[name])]
-        body = {
-            "name": name,
-            "versions": versions,
-            "platform": model.config.platform or model.config.backend,
-            "inputs": [_describe(spec) for spec in model.inputs],
-            "outputs": [_describe(spec) for spec in model.outputs],
-        }
-        await _send(send, 200, [_JSON], msgspec.json.encode(body))
-
-    async def _model_config(self, scope: Scope, receive: Receive, send: Send, name: str, version: Optional[int]) -> None:
-        await _send(send, 200, [_JSON], self.core.find(name, version).config_json.encode())
-
-    # Inference
-
-    async def _infer(self, scope: Scope, receive: Receive, send: Send, name: str, version: Optional[int]) -> None:
-        model = self.core.find(name, version)
-        about = InferFields.of(scope["headers"])
+        about = InferFields.of(exchange.scope["headers"])
         if model.decoupled:
             raise Unsupported(NO_DECOUPLED)
+        forwarded = self._forwarding.parameters(exchange.headers_as_sent())
         decoder = compression.decoder_for(about.content_encoding) if about.content_encoding else None
         # The length of a compressed body says nothing about what it holds.
         length = None if decoder else about.content_length
         body = http_infer.InferBody(model, about.header_length, length, self.limit)
         try:
-            await self._read_body(receive, body, decoder)
+            await _read_body(exchange, body, decoder)
             header, block = body.finish()
         except BaseException:
             body.abandon()
             raise
         gate = _Gate(self._loop, self.thread)
-        model.submit(Request([(block, header.layout.nbytes)], header.layout.inputs, header.extras, gate.settle))
-        outcome = await gate
+        request = http_infer.make_request(model, header, block, gate.settle)
+        if forwarded:
+            request.extras = with_custom(request.extras, forwarded)
+        model.submit(request)
+        try:
+            with exchange.watched(gate.leave):
+                outcome = await gate
+        except BaseException:
+            model.cancel(request)
+            raise
         if isinstance(outcome, ServerError):
             raise outcome
-        encoded = http_infer.encode(model, header, outcome)
+        if http_response.takes_long(header, outcome):
+            encoded = await self._loop.run_in_executor(None, http_response.encode, model, header, outcome)
+        else:
+            encoded = http_response.encode(model, header, outcome)
         del outcome
-        if about.accept_encoding:
-            coding = compression.accepted(about.accept_encoding)
-            if coding:
-                await self._send_compressed(send, coding, encoded)
-                return
-        await _send_pieces(send, encoded.pieces, encoded.nbytes, encoded.json_bytes)
+        coding = compression.accepted(about.accept_encoding) if about.accept_encoding else None
+        if coding:
+            await self._send_compressed(exchange, coding, encoded)
+        else:
+            await _send_pieces(exchange, encoded.pieces, encoded.nbytes, encoded.json_bytes)
 
-    async def _read_body(self, receive: Receive, body: http_infer.InferBody, decoder: Optional[compression.Decoder]) -> None:
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Disconnected
-            chunk = message.get("body", b"")
-            if decoder is None:
-                body.feed(chunk)
-            else:
-                for piece in decoder.feed(chunk):
-                    body.feed(piece)
-            more = message.get("more_body", False)
-        if decoder is not None:
-            body.feed(decoder.finish())
-
-    async def _send_compressed(self, send: Send, coding: str, encoded: http_infer.Encoded) -> None:
+    async def _send_compressed(self, exchange: Exchange, coding: str, encoded: http_response.Encoded) -> None:
         if encoded.nbytes > _IN_EXECUTOR_BYTES:
             data = await self._loop.run_in_executor(None, compression.compress, coding, encoded.pieces)
         else:
             data = compression.compress(coding, encoded.pieces)
-        await _send_pieces(send, [data], len(data), encoded.json_bytes, [(b"content-encoding", coding.encode())])
+        await _send_pieces(exchange, [data], len(data), encoded.json_bytes, [(b"content-encoding", coding.encode())])
+
+
+async def _read_body(exchange: Exchange, body: http_infer.InferBody, decoder: Optional[compression.Decoder]) -> None:
+    more = True
+    while more:
+        chunk, more = await exchange.chunk()
+        if decoder is None:
+            body.feed(chunk)
+        else:
+            for piece in decoder.feed(chunk):
+                body.feed(piece)
+    if decoder is not None:
+        body.feed(decoder.finish())
+
+
+async def _send_pieces(
+    exchange: Exchange, pieces: List[Any], nbytes: int, json_bytes: Optional[int], headers: Sequence[Tuple[bytes, bytes]] = ()
+) -> None:
+    """Sends a response piece by piece; each is dropped when the socket has it."""
+    kind: Headers = [JSON] if json_bytes is None else [_BINARY, (HEADER_LENGTH, b"%d" % json_bytes)]
+    await exchange.start(200, [*kind, *headers, (b"content-length", b"%d" % nbytes)])
+    pieces.reverse()
+    while pieces:
+        piece = pieces.pop()
+        await exchange.piece(piece, more=bool(pieces))
+        del piece
 
 
 def _leading_int(value: bytes) -> int:
@@ -269,31 +262,3 @@ def _leading_int(value: bytes) -> int:
         return int(value)
     match = re.match(rb"\s*([+-]?\d{1,18})", value)
     return int(match.group(1)) if match else 0
-
-
-def _describe(spec: Any) -> Dict[str, Any]:
-    about = {"name": spec.name, "datatype": spec.dtype.name, "shape": spec.shape}
-    return {**about, "optional": True} if spec.optional else about
-
-
-async def _send_error(send: Send, status: int, text: str, headers: Sequence[Tuple[bytes, bytes]] = ()) -> None:
-    await _send(send, status, [_JSON, *headers], msgspec.json.encode({"error": text}))
-
-
-async def _send(send: Send, status: int, headers: Headers, body: bytes) -> None:
-    headers.append((b"content-length", b"%d" % len(body)))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def _send_pieces(
-    send: Send, pieces: List[Any], nbytes: int, json_bytes: Optional[int], headers: Sequence[Tuple[bytes, bytes]] = ()
-) -> None:
-    """Sends a response piece by piece; each is dropped when the socket has it."""
-    kind: Headers = [_JSON] if json_bytes is None else [_BINARY, (HEADER_LENGTH, b"%d" % json_bytes)]
-    await send({"type": "http.response.start", "status": 200, "headers": [*kind, *headers, (b"content-length", b"%d" % nbytes)]})
-    pieces.reverse()
-    while pieces:
-        piece = pieces.pop()
-        await send({"type": "http.response.body", "body": piece, "more_body": bool(pieces)})
-        del piece

@@ -1,221 +1,25 @@
-"""An inference over HTTP, apart from any socket: from body chunks to a request, from a response to body pieces (spec 6.4).
+"""The body of an inference over HTTP, apart from any socket: from chunks to a request (spec 6.4).
 
-``InferBody`` takes the body as it arrives, in chunks of any size, and copies tensors straight into the block that the model will
-read. ``encode`` leaves large outputs where they are. In between lies ``InferHeader``, the JSON part parsed, checked and laid out: for
-binary inputs it depends on nothing but the model and its own bytes, which clients repeat, so it is remembered.
+``InferBody`` takes the body as it arrives, in chunks of any size, and copies tensors straight into the block that the model will read.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
-
-import msgspec
+from typing import TYPE_CHECKING, Any, Callable, Optional, Tuple
 
 from ..shm.arena import Block
-from ..shm.dtype import BY_NAME, BYTES, element_count
+from ..shm.dtype import BYTES, element_count
 from ..shm.errors import OutOfSharedMemory
-from . import json_tensor
-from .errors import InvalidArgument, Unsupported
-from .request import Output, OutputPlan, Response
-from .validation import GivenInput, Layout, Placement, check_strings, lay_out, output_indices
+from .errors import InvalidArgument, ServerError
+from .http_infer_header import InferHeader, parse_header, remembered_header
+from .json_document import check_size
+from .request import Outcome, Request
+from .validation import GivenInput, check_strings, lay_out
 
 if TYPE_CHECKING:
     from .model import Model
 
-SMALL_BYTES = 16 << 10
-"""Outputs up to this size are copied into one piece with the JSON, which is cheaper than handing each to the socket."""
-
-_REMEMBERED_BYTES = 4096
-_PREPARED = 8
-_SEQUENCE_START, _SEQUENCE_END = 1, 2
-_SOURCES = ("data", "binary_data_size", "shared_memory_region")
-
-Extras = Tuple[Any, ...]
-
-
-class RequestedOutput(NamedTuple):
-    """How the client wants one output."""
-
-    binary: bool
-
-
-class InferHeader:
-    """The JSON part of a request, parsed, checked and laid out.
-
-    ``layout``: where the inputs go. ``literals``: (offset, bytes) of inputs given in the JSON itself. ``binary``: the inputs whose bytes
-    follow, in order, ``binary_bytes`` in all. ``extras``: as a message has them. ``outputs``: None for all of them, as
-    ``default_binary`` says. ``prepared``: what was worked out for responses to it.
-    """
-
-    __slots__ = (
-        "binary", "binary_bytes", "default_binary", "extras", "layout", "literals", "outputs", "prepared", "request_id", "strings",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        request_id: str,
-        layout: Layout,
-        literals: Sequence[Tuple[int, Union[bytes, bytearray]]],
-        binary: Sequence[Placement],
-        extras: Extras,
-        outputs: Optional[Dict[str, RequestedOutput]],
-        default_binary: bool,
-    ) -> None:
-        self.request_id = request_id
-        self.layout = layout
-        self.literals = literals
-        self.binary = binary
-        self.binary_bytes = sum(place.nbytes for place in binary)
-        self.strings = [place for place in layout.placements if place.spec.dtype is BYTES]
-        self.extras = extras
-        self.outputs = outputs
-        self.default_binary = default_binary
-        self.prepared: Dict[OutputPlan, Tuple[bytes, List[Output]]] = {}
-
-    def wants_binary(self, name: str) -> bool:
-        if self.outputs is not None and name in self.outputs:
-            return self.outputs[name].binary
-        return self.default_binary
-
-
-def remembered_header(model: Model, data: bytes) -> InferHeader:
-    """What ``parse_header`` says of ``data``, parsed only once where that is possible."""
-    header: Optional[InferHeader] = model.memo.get(data)
-    if header is None:
-        header = parse_header(model, data)
-        if len(data) <= _REMEMBERED_BYTES and not header.literals:
-            model.remember(data, header)
-    return header
-
-
-def parse_header(model: Model, data: Union[bytes, bytearray]) -> InferHeader:
-    """Parses, checks and lays out the JSON part of a request.
-
-    Raises:
-        InvalidArgument: what is wrong, in Triton's words.
-        Unsupported: it asks for something this server does not have.
-    """
-    document = json_tensor.decode_document(data)
-    request_id = _member(document, "id", str, "string", "")
-    default_binary, extras = _parse_parameters(_parameters_of(document), request_id)
-    inputs = _member(document, "inputs", list, "array")
-    given: List[GivenInput] = []
-    texts: List[Optional[bytes]] = []
-    for one in inputs:
-        source, text = _parse_input(model, one)
-        given.append(source)
-        texts.append(text)
-    layout = lay_out(model, given)
-    literals = [(place.offset, text) for place, text in zip(layout.placements, texts) if text is not None]
-    binary = [place for place, text in zip(layout.placements, texts) if text is None]
-    outputs = _parse_outputs(document, default_binary)
-    indices = output_indices(model, [name for name, _ in outputs])
-    if indices is not None:
-        extras = (request_id, indices, *extras[2:]) if extras else (request_id, indices, "{}", 0, 0, 0)
-    return InferHeader(request_id, layout, literals, binary, extras, dict(outputs) or None, default_binary)
-
-
-def _member(document: Any, key: str, kind: type, kind_name: str, default: Any = ...) -> Any:
-    """A member of a JSON object, of that kind; the texts are Triton's."""
-    value = document.get(key, default) if isinstance(document, dict) else default
-    if value is ...:
-        raise InvalidArgument(f"Unable to parse '{key}': attempt to access non-existing object member '{key}'")
-    if not isinstance(value, kind):
-        what = "JSON non-array as array" if kind is list else f"JSON non-{kind_name} as {kind_name}"
-        raise InvalidArgument(f"Unable to parse '{key}': attempt to access {what}")
-    return value
-
-
-def _parameters_of(document: Any) -> Dict[str, Any]:
-    return _member(document, "parameters", dict, "object", {})  # type: ignore[no-any-return]
-
-
-def _parse_input(model: Model, one: Any) -> Tuple[GivenInput, Optional[bytes]]:
-    """An input, and its bytes if they are in the JSON."""
-    name = _member(one, "name", str, "string")
-    shape = _parse_shape(_member(one, "shape", list, "array"))
-    datatype = _member(one, "datatype", str, "string")
-    dtype = BY_NAME.get(datatype)
-    if dtype is None:
-        raise InvalidArgument(f"invalid datatype for input {name}")
-    parameters = _parameters_of(one)
-    present = [key for key in _SOURCES if key in (one if key == "data" else parameters)]
-    if len(present) != 1:
-        found = "no field is set" if not present else "set " + ", ".join(f"'{key}'" for key in present)
-        raise InvalidArgument(
-            "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', "
-            f"'shared_memory_region' in 'parameters'. But {found}"
-        )
-    if present[0] == "data":
-        spec = next((s for s in model.inputs if s.name == name), None)
-        # Of a wrong name or type lay_out will say so; only its elements must not be looked at then.
-        text = json_tensor.encode_input(name, one["data"], dtype, shape) if spec and spec.dtype is dtype else b""
-        return GivenInput(name, datatype, shape, len(text)), text
-    if present[0] == "binary_data_size":
-        return GivenInput(name, datatype, shape, _unsigned(parameters, "binary_data_size")), None
-    raise Unsupported("client shared memory is not supported by this version of stublet")
-
-
-def _parse_shape(shape: List[Any]) -> Tuple[int, ...]:
-    if any(type(dim) is not int or dim < 0 for dim in shape):
-        raise InvalidArgument("Unable to parse 'shape': attempt to access JSON non-unsigned-integer as unsigned-integer")
-    return tuple(shape)
-
-
-def _unsigned(parameters: Dict[str, Any], key: str) -> int:
-    value = parameters[key]
-    if type(value) is not int or not 0 <= value < 2**64:
-        raise InvalidArgument(f"Unable to parse '{key}': attempt to access JSON non-unsigned-integer as unsigned-integer")
-    return value
-
-
-def _boolean(parameters: Dict[str, Any], key: str) -> bool:
-    value = parameters[key]
-    if type(value) is not bool:
-        raise InvalidArgument(f"Unable to parse '{key}': attempt to access JSON non-boolean as boolean")
-    return value
-
-
-def _parse_parameters(parameters: Dict[str, Any], request_id: str) -> Tuple[bool, Extras]:
-    """(whether outputs are binary by default, extras of the message)."""
-    default_binary, flags, timeout = False, 0, 0
-    correlation_id: Union[int, str] = 0
-    own: Dict[str, Any] = {}
-    for key, value in parameters.items():
-        if key == "binary_data_output":
-            default_binary = _boolean(parameters, key)
-        elif key == "sequence_id":
-            correlation_id = value if isinstance(value, str) else _unsigned(parameters, key)
-        elif key == "sequence_start":
-            flags |= _SEQUENCE_START if _boolean(parameters, key) else 0
-        elif key == "sequence_end":
-            flags |= _SEQUENCE_END if _boolean(parameters, key) else 0
-        elif key == "timeout":
-            timeout = _unsigned(parameters, key)
-        elif key == "priority":
-            _unsigned(parameters, key)
-        elif key.startswith("triton_"):
-            raise InvalidArgument("parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified.")
-        elif isinstance(value, (bool, int, float, str)):
-            own[key] = value
-        else:
-            raise InvalidArgument(f"parameter '{key}' has invalid type. It should be either 'int', 'bool', or 'string'.")
-    if not (request_id or own or correlation_id or flags or timeout):
-        return default_binary, ()
-    return default_binary, (request_id, None, msgspec.json.encode(own).decode(), correlation_id, flags, timeout)
-
-
-def _parse_outputs(document: Any, default_binary: bool) -> List[Tuple[str, RequestedOutput]]:
-    outputs = []
-    for one in _member(document, "outputs", list, "array", []):
-        name = _member(one, "name", str, "string")
-        parameters = _parameters_of(one)
-        for key in ("classification", "shared_memory_region"):
-            if key in parameters:
-                raise Unsupported(f"'{key}' of output '{name}' is not supported by this version of stublet")
-        binary = _boolean(parameters, "binary_data") if "binary_data" in parameters else default_binary
-        outputs.append((name, RequestedOutput(binary)))
-    return outputs
+_REGION_KEY = b'"shared_memory_region"'
 
 
 class InferBody:
@@ -288,7 +92,9 @@ class InferBody:
         if self._raw:
             self._finish_raw()
         elif self._whole:
-            self._begin(parse_header(self._model, self._buffer))
+            # A document without tensors of its own is one that clients repeat.
+            repeated = _REGION_KEY in self._buffer
+            self._begin(remembered_header(self._model, bytes(self._buffer)) if repeated else parse_header(self._model, self._buffer))
             self._buffer.clear()
         elif self._header is None:
             self._bad_header_length(self._received)
@@ -406,72 +212,23 @@ class InferBody:
                 raise InvalidArgument(
                     f"Raw input has a byte_size ({nbytes} bytes) that exceeds the maximum allowed value of {self._limit} bytes"
                 )
-            raise InvalidArgument(
-                f"request JSON size of {nbytes} bytes exceeds the maximum allowed input size of {self._limit} bytes. "
-                "Use --http-max-input-size to increase the limit."
-            )
+            check_size(nbytes, self._limit)
 
     def _bad_header_length(self, body: Optional[int]) -> None:
         raise InvalidArgument(f"inference header size should be in range (0, {body or 0}), got: {self._header_length}")
 
 
-class Encoded(NamedTuple):
-    """A response body: its pieces in order, their sum, and the length of the JSON part when binary data follows it."""
-
-    pieces: List[Any]
-    nbytes: int
-    json_bytes: Optional[int]
-
-
-def encode(model: Model, header: InferHeader, response: Response) -> Encoded:
-    """The body of a response, which is released, or will be when the last piece is dropped.
+def make_request(model: Model, header: InferHeader, block: Block, respond: Callable[[Optional[Outcome], bool], None]) -> Request:
+    """The request of a body that is complete; it has the block.
 
     Raises:
-        InvalidArgument: an output has no JSON form. The response is released.
+        NotFound, InvalidArgument: it names a region that is not, or not any more, registered so; the block is given back.
     """
-    text, binary = (header.prepared.get(response.plan) if not response.parameters else None) or _prepare(model, header, response)
-    nbytes = response.plan.nbytes
-    if nbytes > SMALL_BYTES and binary:
-        views = {output.name: view for output, view in zip(response.plan.outputs, response.views())}
-        pieces = [text, *[memoryview(views[output.name]) for output in binary if output.nbytes]]
-        nbytes = sum([output.nbytes for output in binary])
-    else:
-        pieces = [b"".join([text, *map(response.copy, binary)])]
-        nbytes = len(pieces[0]) - len(text)
-        response.release()
-    return Encoded(pieces, len(text) + nbytes, len(text) if nbytes else None)
-
-
-def _prepare(model: Model, header: InferHeader, response: Response) -> Tuple[bytes, List[Output]]:
-    """The JSON part and the outputs that follow it. All-binary ones depend only on the header and the plan, and are remembered."""
-    plan = response.plan
-    outputs = plan.outputs
-    if header.outputs is not None and len(outputs) > 1:
-        place = {name: i for i, name in enumerate(header.outputs)}
-        outputs = sorted(outputs, key=lambda output: place[output.name])
-    binary = [output for output in outputs if header.wants_binary(output.name)]
-    try:
-        prepared = _head(model, header, response, outputs), binary
-    except InvalidArgument:
-        response.release()
-        raise
-    if len(binary) == len(outputs) and not response.parameters and len(header.prepared) < _PREPARED:
-        header.prepared[plan] = prepared
-    return prepared
-
-
-def _head(model: Model, header: InferHeader, response: Response, outputs: List[Output]) -> bytes:
-    parts = []
-    for output in outputs:
-        start = msgspec.json.encode({"name": output.name, "datatype": output.dtype.name, "shape": output.shape})[:-1]
-        if header.wants_binary(output.name):
-            parts.append(start + b',"parameters":{"binary_data_size":%d}}' % output.nbytes)
-        else:
-            parts.append(start + b',"data":' + json_tensor.decode_output(output.name, response.copy(output), output.dtype) + b"}")
-    about: Dict[str, Any] = {"id": header.request_id} if header.request_id else {}
-    about["model_name"] = model.name
-    about["model_version"] = str(model.version)
-    text = msgspec.json.encode(about)[:-1]
-    if response.parameters:
-        text += b',"parameters":' + response.parameters.encode()
-    return text + b',"outputs":[' + b",".join(parts) + b"]}"
+    layout, regions = header.layout, None
+    if layout.slices or header.writes:
+        try:
+            regions = model.server.client_memory.use(layout.slices, header.writes)
+        except ServerError:
+            block.arena.dropped.append(block)
+            raise
+    return Request([(block, layout.nbytes)], layout.inputs, header.extras, respond, regions=regions)

@@ -9,16 +9,18 @@ connection (parsing, keep-alive, pipelining, shutting down), and every other req
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from typing import Any, List, Optional
 
 import msgspec
 
-from . import http_infer
+from . import http_infer, http_response
 from .bounded_head import BoundedHeadProtocol
 from .errors import InternalError, ServerError, Unsupported
 from .http import NO_DECOUPLED, HttpFrontEnd, InferFields
+from .http_exchange import NAMES_AS_SENT
 from .model import Model
 from .request import Outcome, Request, Response
 
@@ -70,7 +72,7 @@ class InferCycle:
         try:
             header, block = self.body.finish()
             self._header = header
-            self._request = Request([(block, header.layout.nbytes)], header.layout.inputs, header.extras, self._settle)
+            self._request = http_infer.make_request(model, header, block, self._settle)
             model.submit(self._request)
         except Exception as error:
             self._refuse(error)
@@ -98,12 +100,28 @@ class InferCycle:
         if isinstance(outcome, ServerError):
             self._fail(outcome)
             return
+        if http_response.takes_long(self._header, outcome):
+            encoding = self._protocol.loop.run_in_executor(None, http_response.encode, self._model, self._header, outcome)
+            encoding.add_done_callback(self._on_encoded)
+            return
         try:
-            encoded = http_infer.encode(self._model, self._header, outcome)
+            encoded = http_response.encode(self._model, self._header, outcome)
         except Exception as error:
             outcome.release()
             self._refuse(error)
             return
+        self._answer(encoded)
+
+    def _on_encoded(self, encoding: asyncio.Future[http_response.Encoded]) -> None:
+        error = encoding.exception()
+        if self.disconnected or self._protocol.transport.is_closing():
+            return
+        if isinstance(error, Exception):
+            self._refuse(error)
+        else:
+            self._answer(encoding.result())
+
+    def _answer(self, encoded: http_response.Encoded) -> None:
         if encoded.json_bytes is None:
             head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n" % encoded.nbytes
         else:
@@ -257,3 +275,19 @@ class InferProtocol(BoundedHeadProtocol):
             # The long way raises it too, and then answers.
             return None
         return InferCycle(self, model, body, self.parser.should_keep_alive())
+
+
+class ForwardingProtocol(InferProtocol):
+    """Where headers become parameters of requests: tells the front end their names as the client wrote them."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._names: List[bytes] = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._names.append(name)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self.scope[NAMES_AS_SENT] = self._names  # type: ignore[literal-required]

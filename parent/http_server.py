@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import ssl
 from typing import Any, Callable, Iterator, List, Optional, Type
 
 import uvicorn
@@ -33,6 +34,7 @@ class HttpServer:
         port: 0 takes a free one; the attribute says which.
         protocol: uvicorn's class for a connection.
         what: what is served, for errors.
+        tls: for encrypted connections only, from ``tls.server_context``.
 
     Raises (constructor):
         OptionError: the address cannot be listened on.
@@ -45,6 +47,7 @@ class HttpServer:
         port: int,
         protocol: Type[asyncio.Protocol] = BoundedHeadProtocol,
         what: str = "HTTP",
+        tls: Optional[ssl.SSLContext] = None,
     ) -> None:
         try:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -55,7 +58,7 @@ class HttpServer:
             raise OptionError(f"cannot listen for {what} on {address}:{port}: {why}") from error
         self.port: int = self._socket.getsockname()[1]
         host = f"[{address}]" if ":" in address else address
-        self.url = f"http://{host}:{self.port}"
+        self.url = f"{'https' if tls else 'http'}://{host}:{self.port}"
         config = uvicorn.Config(
             application,
             http=protocol,
@@ -67,6 +70,7 @@ class HttpServer:
             date_header=False,
             proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            ssl_context_factory=(lambda *_: tls) if tls else None,
         )
         self._server = _Uvicorn(config)
         self._task: Optional[asyncio.Task[Any]] = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 from ..shm.control import (
@@ -21,6 +22,7 @@ from ..shm.control import (
     LOG,
     NO_SEGMENT,
     READY,
+    REGION,
     SEGMENT,
     TELL,
 )
@@ -33,13 +35,14 @@ from .custom_metrics import CustomMetricError
 from .errors import ServerError, Unavailable
 from .forked_caller import ForkedCaller
 from .lifecycle import Event, State, advance
-from .log import LEVELS, stub_logger
+from .log import LEVELS, about, facts, stub_logger
 from .model_config import InstanceSpec
 from .request import Outcome
 from .stub_process import StubProcess
 
 if TYPE_CHECKING:
     from .bls import OpenCall
+    from .client_memory import ClientRegion
     from .model import Model
 
 STUB_POLL_US = 500
@@ -69,9 +72,12 @@ class Instance:
         self.open_calls: Dict[int, OpenCall] = {}
         """What the model has asked of other models and was not fully answered yet, by the number of the call."""
         self.has_is_ready = False
+        self.started_at = 0.0
+        """When its process was started, in seconds since 1970."""
         self._loop = asyncio.get_running_loop()
         self.loaded: asyncio.Future[None] = self._loop.create_future()
         self.loaded.add_done_callback(_retrieve)
+        self.facts = facts(model.name, model.version, spec.name)
         self._log = stub_logger(self)
         self.process = StubProcess(self, self._log)
         self._check: Optional[asyncio.Future[Optional[bool]]] = None
@@ -82,6 +88,16 @@ class Instance:
     @property
     def pid(self) -> Optional[int]:
         return self.process.pid
+
+    @property
+    def executing(self) -> int:
+        """How many requests it was handed and has not answered."""
+        return len(self.channel.in_flight)
+
+    @property
+    def segments(self) -> List[Segment]:
+        """Those of its arena."""
+        return list(self.channel.outputs.values())
 
     @property
     def ended(self) -> asyncio.Future[None]:
@@ -95,13 +111,15 @@ class Instance:
             OutOfSharedMemory: no room for its memory.
             OSError: no descriptor is to be had.
         """
-        self.channel = Channel(self.model, self.announce)
+        self.channel = Channel(self.model, self.announce, self._announce_region)
+        self.channel.set_verbose(logger.isEnabledFor(logging.DEBUG))
         environment = self.model.environment
         self.process.start(self.model.server.spawner, environment.interpreter, environment.variables)
 
     # Life
 
     def on_spawned(self) -> None:
+        self.started_at = time.time()
         if self.state is State.STOPPING:
             self.kill()
 
@@ -114,7 +132,7 @@ class Instance:
             last = self.process.last_lines()
             if last and was is not State.READY:
                 self.reason += f"; its last words were:\n{last}"
-            logger.error("%s", self.reason)
+            logger.error("%s", self.reason, extra=about(self.facts))
         if not self.loaded.done():
             self.loaded.set_exception(LoadFailed(self.reason or f"the stub was stopped ({how})"))
         if self._check is not None and not self._check.done():
@@ -132,12 +150,13 @@ class Instance:
         self.model.server.instance_gone(self, lost)
 
     def finalize(self) -> None:
-        """Tells the stub to finish what it was handed, call finalize, and exit; one that has not loaded has nothing to finish."""
+        """Tells the stub to finish what it was handed, call finalize, and exit; one that has not loaded has nothing to finish, and one
+        that was told is at it."""
         was = self.state
         self._advance(Event.STOP)
         if was is State.READY:
             self.model.finalize(self)
-        else:
+        elif was is not State.STOPPING:
             self.kill()
 
     def kill(self) -> None:
@@ -148,7 +167,7 @@ class Instance:
         """The stub broke the protocol: it is ended, and fails what it holds."""
         if self.state not in (State.FAILED, State.STOPPED):
             self.reason = self.reason or f"Stub process '{self.name}' is not healthy: it was ended for a protocol error: {why}"
-            logger.error("%s", self.reason)
+            logger.error("%s", self.reason, extra=about(self.facts))
             self.kill()
 
     def _advance(self, event: Event) -> None:
@@ -161,8 +180,13 @@ class Instance:
         self.channel.known.add(segment.id)
         self._tell_segment(segment, for_outputs=False)
 
+    def _announce_region(self, region: ClientRegion) -> None:
+        """Tells the stub of shared memory of a client's. In any thread."""
+        self.process.tell((REGION, region.id, region.name, region.offset, region.size), [region.fd])
+
     def forget(self, segments: Iterable[int]) -> None:
-        """Tells the stub of segments that are no more, if it knows them. Those of which something is lent to it are told next time."""
+        """Tells the stub of segments and regions that are no more, if it knows them. Those of which something is lent to it are told next
+        time."""
         if self.state in (State.LOADING, State.READY):
             self._to_forget.update(segments)
             with self.model.lock:
@@ -170,6 +194,11 @@ class Instance:
             self._to_forget &= self.channel.known
             if forgotten:
                 self.process.tell((FORGET, sorted(forgotten)))
+
+    def set_verbose(self, wanted: bool) -> None:
+        """Tells the stub whether lines of level VERBOSE are wanted."""
+        if self.state in (State.STARTING, State.LOADING, State.READY, State.STOPPING):
+            self.channel.set_verbose(wanted)
 
     def cancel_coroutine(self, key: int) -> None:
         """Has the coroutine of a request cancelled. In any thread."""
@@ -179,8 +208,8 @@ class Instance:
         kind, *parts = message
         if kind == LOG:
             (lines,) = parts
-            for level, file, line, text in lines:
-                self._log(LEVELS[level], file, line, text)
+            for level, *line in lines:
+                self._log(LEVELS[level], *line)
         elif kind == TELL:
             what, arguments = parts
             self._serve_told(what, arguments)
@@ -203,7 +232,8 @@ class Instance:
             self._advance(Event.HELLO)
             if protocol != PROTOCOL_VERSION:
                 raise ProtocolError(f"the stub speaks protocol {protocol}, this server {PROTOCOL_VERSION}; install one version of stublet")
-            logger.debug("stub '%s' (pid %s): Python %s, numpy %s, %s", self.name, self.pid, python, numpy, executable)
+            started = (self.name, self.pid, python, numpy, executable)
+            logger.debug("stub '%s' (pid %s): Python %s, numpy %s, %s", *started, extra=about(self.facts))
             self._load()
         elif kind == READY:
             (self.has_is_ready,) = parts
@@ -218,7 +248,7 @@ class Instance:
             self._advance(Event.LOAD_FAILED)
             self.reason = text
             if trace:
-                logger.error("model '%s', instance '%s' did not load:\n%s", self.model.name, self.name, str(trace).rstrip())
+                logger.error("model '%s', instance '%s' did not load", self.model.name, self.name, extra=about(self.facts, str(trace)))
             self.loaded.set_exception(LoadFailed(text))
         else:
             raise ProtocolError(f"no control message begins with {kind!r}")
@@ -247,7 +277,6 @@ class Instance:
             "decoupled": model.decoupled,
             "max_concurrent": model.max_concurrent,
             "cancel_coroutines": model.cancel_coroutines,
-            "verbose": logger.isEnabledFor(logging.DEBUG),
             "poll_us": STUB_POLL_US if poll_limit(STUB_POLL_US) else 0,
             "quantum": backend.shm_growth_byte_size,
         }
@@ -267,7 +296,7 @@ class Instance:
         try:
             segment = Segment.create(self.model.server.next_segment_id(), nbytes)
         except OutOfSharedMemory as error:
-            logger.error("model '%s', instance '%s': %s", self.model.name, self.name, error)
+            logger.error("model '%s', instance '%s': %s", self.model.name, self.name, error, extra=about(self.facts))
             self.process.tell((SEGMENT, NO_SEGMENT, nbytes, True))
             return
         self._give(segment)
@@ -288,7 +317,7 @@ class Instance:
         try:
             self.model.server.told(self, what, arguments)
         except CustomMetricError as error:
-            logger.warning("model '%s', instance '%s': %s", self.model.name, self.name, error)
+            logger.warning("model '%s', instance '%s': %s", self.model.name, self.name, error, extra=about(self.facts))
 
     def _serve_asked(self, number: int, what: str, arguments: Sequence[Any]) -> None:
         if type(number) is not int:
@@ -303,7 +332,7 @@ class Instance:
         except (ServerError, CustomMetricError) as failure:
             error = str(failure)
         except Exception:
-            logger.exception("model '%s', instance '%s': '%s' failed", self.model.name, self.name, what)
+            logger.exception("model '%s', instance '%s': '%s' failed", self.model.name, self.name, what, extra=about(self.facts))
             error = "internal error: the server's log has the details"
         if not self.ended.done():
             self.process.tell((ANSWER, number, error, value))

@@ -37,7 +37,7 @@ def decode_document(data: Union[bytes, bytearray]) -> Any:
         return msgspec.json.decode(data)
     except RecursionError as error:
         raise InvalidArgument(f"JSON nesting depth exceeds maximum allowed limit of {MAX_NESTING}") from error
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         pass
     # Triton takes NaN and Infinity, which are not JSON: Python's own decoder does, and it tells where an error is. Given bytes, it would
     # take UTF-16 too.

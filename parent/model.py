@@ -9,24 +9,35 @@ import os
 import threading
 from collections import deque
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from ..shm.arena import Arena, Block
 from ..shm.errors import OutOfSharedMemory, ProtocolError
 from ..shm.segment import Segment
-from . import environment, model_config, repository
+from . import classification, environment, model_config, repository
 from .channel import News
 from .errors import Cancelled, ServerError, Unavailable
 from .instance import Instance, LoadFailed
 from .lifecycle import State
+from .log import about
 from .repository import ModelFiles
 from .request import Outcome, Request, Response
 from .scheduler import DefaultScheduler, Dispatches
+from .statistics import Failure, ModelStatistics
 
 if TYPE_CHECKING:
     from .core import Core
 
 logger = logging.getLogger(__name__)
+
+
+class SharedMemory(NamedTuple):
+    """In bytes. ``inputs``: where those of requests are put; ``inputs_used`` of it is in use. ``outputs``: what the stubs were given for
+    theirs, of which only they know how much is in use."""
+
+    inputs: int
+    inputs_used: int
+    outputs: int
 
 
 class Model:
@@ -52,11 +63,13 @@ class Model:
         self.max_concurrent = model_config.max_concurrent(config)
         self.cancel_coroutines = model_config.cancel_coroutines(config)
         self.environment = environment.Environment(None, {})
+        self.labels: Dict[str, classification.Labels] = {}
         self.lock = threading.Lock()
         self.segments: List[Segment] = []
         self.arena = Arena(self._grow, server.options.backend.shm_growth_byte_size)
         self.instances: List[Instance] = []
         self.reason = ""
+        self.statistics = ModelStatistics(self.decoupled, self.max_batch_size > 0, *server.options.metrics.latencies(config))
         self.memo: Dict[Any, Any] = {}
         """What a front end has worked out about this model and wants to remember; it goes with the model."""
         self._scheduler: DefaultScheduler[Instance, Request] = DefaultScheduler(self.max_concurrent)
@@ -72,6 +85,11 @@ class Model:
     def ready(self) -> bool:
         """Whether a request would be served: an instance is live, and the model is not being unloaded."""
         return not self._stopping and any(instance.state is State.READY for instance in self.instances)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it is on its way out."""
+        return self._stopping
 
     async def check_ready(self) -> None:
         """``ready``, and the model's own ``is_ready``, if it has one, in every live instance (spec 2.9).
@@ -93,6 +111,10 @@ class Model:
             LoadFailed: one of them did not load; the others are ended.
         """
         self.environment = await self._loop.run_in_executor(None, environment.prepare, self.config, self.directory, self.server.ending)
+        try:
+            self.labels = await self._loop.run_in_executor(None, classification.read_labels, self.directory, self.config)
+        except OSError as error:
+            raise LoadFailed(f"failed to open text file for read {error.filename}: {error.strerror}") from error
         if self._stopping:
             raise LoadFailed("the server is ending, or the model was unloaded")
         try:
@@ -127,7 +149,8 @@ class Model:
         for instance in started:
             if not instance.ended.done():
                 if seconds > 0:
-                    logger.warning("instance '%s' (pid %s) did not end in time and is killed", instance.name, instance.pid)
+                    text = "instance '%s' (pid %s) did not end in time and is killed"
+                    logger.warning(text, instance.name, instance.pid, extra=about(instance.facts))
                 instance.kill()
         if ends:
             await asyncio.wait(ends, timeout=_KILL_SECONDS)
@@ -153,7 +176,8 @@ class Model:
             raise self.no_room(error) from error
 
     def no_room(self, error: OutOfSharedMemory) -> Unavailable:
-        """What a client is told when its inputs find no room."""
+        """Counts a request whose inputs find no room; what its client is told."""
+        self.statistics.refused()
         return Unavailable(f"the inputs of a request to model '{self.name}' find no room: {error}")
 
     def submit(self, request: Request) -> None:
@@ -162,14 +186,20 @@ class Model:
         Raises:
             Unavailable: no instance is live. The request's blocks are given back.
         """
+        request.submitted_ns = perf_counter_ns()
+        if request.blocks and isinstance(block := request.blocks[0][0], Block):
+            request.input_ns = block.write_ns
         with self.lock:
             if not self._live or self._stopping:
                 request.release()
+                if not self._stopping:
+                    request.failure = Failure.BACKEND
+                    self.statistics.settled(request, None, True, request.submitted_ns, request.submitted_ns)
                 raise Unavailable(self.unavailable_text())
             refused = self._hand_over(self._scheduler.enqueue(request))
             if self._dirty:
                 self._flush_soon()
-        _settle(refused)
+        self._settle(refused)
 
     def cancel(self, request: Request, reason: Optional[ServerError] = None) -> None:
         """Nobody wants the answer any more. A request that is not executed yet is answered at once, with ``reason`` or CANCELLED; of one
@@ -188,8 +218,20 @@ class Model:
                     instance.cancel_coroutine(request.key)
                 return
             request.answered = True
+            request.failure = Failure.CANCELED if reason is None else Failure.REJECTED
             refused.append((request, reason or Cancelled("the request was cancelled before it was executed"), True))
-        _settle(refused)
+        self._settle(refused)
+
+    def hold(self, request: Request, held: bool) -> None:
+        """Has the model wait with the next response to a request, or go on. In any thread."""
+        with self.lock:
+            instance = request.instance
+            if instance is not None and instance.state in (State.READY, State.STOPPING) and not instance.broken:
+                instance.channel.hold(request, held)
+
+    def call_later(self, seconds: float, function: Callable[..., None], *arguments: Any) -> None:
+        """Calls a function in the server's loop, unless that has ended by then. In any thread."""
+        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, function, *arguments)
 
     def reply(self, instance: Instance, call: int, outcome: Optional[Outcome], final: bool) -> None:
         """Passes the outcome of a call that the model made on to its stub. In any thread."""
@@ -242,7 +284,7 @@ class Model:
                 self._dirty.append(instance)
             if self._dirty:
                 self._flush()
-        _settle(news.settled)
+        self._settle(news.settled)
         called = bool(news.calls or news.cancelled_calls)
         if called:
             self.server.bls.route(instance, news)
@@ -273,6 +315,30 @@ class Model:
         if missed:
             self._loop.call_soon_threadsafe(self._look, instance)
 
+    @property
+    def in_flight(self) -> int:
+        """How many requests instances have and have not answered."""
+        return sum([len(instance.channel.in_flight) for instance in self.instances])
+
+    def poll(self, done: Callable[[], bool]) -> None:
+        """Looks at the ring in the calling thread until ``done``, for as long as an answer is expected soon. A hand-over to the loop's thread
+        and back would cost two wake-ups of a thread."""
+        busy = [i for i in self.instances if i.channel.in_flight and i.channel.expects.nanoseconds()]
+        if len(busy) != 1:
+            return
+        (instance,) = busy
+        deadline = perf_counter_ns() + instance.channel.expects.nanoseconds()
+        self.begin_polling(instance)
+        try:
+            while not done() and perf_counter_ns() < deadline:
+                if instance.channel.ready():
+                    if self.drain(instance):
+                        return  # it called another model, and the server's loop has to see to that
+                else:
+                    os.sched_yield()  # the stub may be waiting for this very core
+        finally:
+            self.end_polling(instance)
+
     def _hand_over(self, dispatches: Dispatches[Instance, Request]) -> List[Settled]:
         """Hands requests to instances; returns those that find no room."""
         dirty = self._dirty
@@ -287,6 +353,7 @@ class Model:
             else:
                 request.release()
                 request.answered = True
+                request.failure = Failure.REJECTED
                 refused.append((request, Unavailable(f"instance '{instance.name}' has as many open requests as it can have"), True))
                 todo.extend(self._scheduler.finished(instance, 1))
         return refused
@@ -350,9 +417,21 @@ class Model:
     def instance_ready(self, instance: Instance) -> None:
         with self.lock:
             self._live += 1
+            instance.channel.free_ns = perf_counter_ns()
             refused = self._hand_over(self._scheduler.add(instance))
             self._flush()
-        _settle(refused)
+        self._settle(refused)
+
+    def retire(self, instance: Instance) -> None:
+        """From now on the instance is handed nothing; what it was handed it finishes."""
+        with self.lock:
+            self._scheduler.retire(instance)
+
+    def regroup(self, config: Any) -> None:
+        """Takes on a configuration that differs in its instance groups; for the instances themselves see ``instance_change``."""
+        self.config = config
+        self.config_dict = model_config.as_dict(config)
+        self.config_json = json.dumps(self.config_dict, separators=(",", ":"))
 
     def instance_gone(self, instance: Instance) -> None:
         """Its process ended: what it was executing fails, what it had not started goes to another instance, if there is one."""
@@ -374,8 +453,35 @@ class Model:
                     request = queue.popleft()
                     request.release()
                     request.answered = True
+                    request.failure = Failure.BACKEND
                     settled.append((request, error, True))
-        _settle(settled)
+        self._settle(settled)
+
+    def _settle(self, outcomes: List[Settled]) -> None:
+        decoupled = self.decoupled
+        for request, outcome, final in outcomes:
+            arrived = perf_counter_ns() if decoupled else 0
+            try:
+                request.respond(outcome, final)
+            except Exception:
+                # One that cannot be told must not keep the others from being told.
+                logger.exception("the outcome of a request could not be delivered")
+            self.statistics.settled(request, outcome, final, arrived, perf_counter_ns())
+
+    def pending(self) -> int:
+        """How many requests wait to be executed."""
+        with self.lock:
+            handed = sum(instance.channel.waiting() for instance in self.instances if instance.state is State.READY)
+            return len(self._scheduler.queue) + handed
+
+    def memory(self) -> SharedMemory:
+        """How much shared memory it has."""
+        with self.lock:
+            self.arena.collect()
+            free = self.arena.free_bytes()
+            inputs = sum(segment.size for segment in self.segments)
+            outputs = sum(segment.size for instance in self.instances for segment in instance.channel.outputs.values())
+        return SharedMemory(inputs, inputs - free, outputs)
 
     def _grow(self, nbytes: int) -> Segment:
         segment = Segment.create(self.server.next_segment_id(), nbytes, as_it_fills=True)
@@ -387,15 +493,6 @@ class Model:
 
 
 Settled = Tuple[Request, Optional[Outcome], bool]
-
-
-def _settle(outcomes: List[Settled]) -> None:
-    for request, outcome, final in outcomes:
-        try:
-            request.respond(outcome, final)
-        except Exception:
-            # One that cannot be told must not keep the others from being told.
-            logger.exception("the outcome of a request could not be delivered")
 
 
 _KILL_SECONDS = 5.0

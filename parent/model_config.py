@@ -13,6 +13,7 @@ from google.protobuf import json_format, text_format
 from google.protobuf.descriptor import FieldDescriptor
 
 from ..shm.dtype import BY_CONFIG_NAME, DataType
+from .metrics_options import check_bounds
 
 
 def _load_messages() -> Any:
@@ -58,6 +59,11 @@ class TensorSpec(NamedTuple):
     dtype: DataType
     shape: Tuple[int, ...]
     optional: bool
+
+    def metadata(self) -> Dict[str, Any]:
+        """As the protocol describes it."""
+        about = {"name": self.name, "datatype": self.dtype.name, "shape": self.shape}
+        return {**about, "optional": True} if self.optional else about
 
 
 class InstanceSpec(NamedTuple):
@@ -182,6 +188,10 @@ def check(config: Any, name: str) -> None:
     _check_tensors(config.input, "input", name)
     _check_tensors(config.output, "output", name)
     _check_parameters(config)
+    try:
+        check_bounds(config)
+    except ValueError as error:
+        raise ConfigError(f"{error} (model '{name}')") from error
     for group in config.instance_group:
         if group.kind == messages.ModelInstanceGroup.KIND_GPU:
             raise ConfigError(

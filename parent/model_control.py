@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Coroutine, Dict, Hashable, Iterator, List, Mapping, NamedTuple, Optional, Set
+from contextlib import nullcontext, suppress
+from typing import TYPE_CHECKING, Any, Coroutine, Dict, List, Mapping, NamedTuple, Optional, Set
 from weakref import WeakValueDictionary
 
-from . import auto_complete, model_config, model_source, repository
+from . import auto_complete, instance_change, model_config, model_source, repository
 from .errors import InvalidArgument, ServerError, Unavailable
 from .instance import LoadFailed
 from .lifecycle import State
+from .load_waits import LoadWaits
+from .log import about, facts
 from .model import Model
 from .model_config import ConfigError
-from .model_source import Source
+from .model_source import Identity, Source
 from .options import ALL_MODELS
+from .repository import RepositoryError
+from .repository_index import Index
+from .repository_poller import Poller
 
 if TYPE_CHECKING:
     from .core import Core
@@ -51,9 +56,13 @@ class ModelControl:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._sources: Dict[str, Source] = {}
-        self._identities: Dict[str, Optional[Hashable]] = {}
-        self._loading: Set[str] = set()
-        self._waiting: Dict[str, List[str]] = {}
+        self._identities: Dict[str, Optional[Identity]] = {}
+        self._loading: Dict[str, List[int]] = {}
+        self._refused: Dict[str, Dict[int, str]] = {}
+        self._leaving: Dict[str, List[int]] = {}
+        self._unloaded: Dict[str, List[int]] = {}
+        self._load_waits = LoadWaits()
+        self._poller = Poller(core.options.model_repositories, core.options.backend_directory, core.options.model_config_name, self)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: Set[asyncio.Task[Any]] = set()
         self._retiring: Dict[asyncio.Task[None], List[Model]] = {}
@@ -67,6 +76,21 @@ class ModelControl:
         """Whether the model is being loaded, perhaps beside one of the same name that serves."""
         return name in self._loading
 
+    def index(self) -> Index:
+        """What is known of every model.
+
+        Raises:
+            Unavailable: a repository cannot be read.
+        """
+        core = self._core
+        try:
+            present = repository.names_in(core.options.model_repositories)
+        except RepositoryError as error:
+            raise Unavailable(str(error)) from error
+        for name in set(self._unloaded).difference(present):
+            del self._unloaded[name]
+        return Index(present, core.models, core.failures, self._refused, self._loading, self._leaving, self._unloaded)
+
     async def start(self) -> None:
         """Loads the models that are to be there from the start, all at once. What did not load is in the core's ``failures``.
 
@@ -74,20 +98,52 @@ class ModelControl:
             RepositoryError: a repository cannot be read.
         """
         options = self._core.options
+        if options.model_control_mode == "poll":
+            await self._poller.look()
+            await asyncio.gather(*self._tasks)
+            self._begin(self._poller.run(options.repository_poll_secs))
+            return
         sources: List[Source] = []
         if not options.explicit or ALL_MODELS in options.load_models:
-            sources += [Source(files) for files in repository.scan(options.model_repositories).values()]
+            found = repository.scan(options.model_repositories)
+            sources += [Source(files, config_name=options.model_config_name) for files in found.models.values()]
+            for name, reason in found.faults.items():
+                self._failed(name, reason)
         else:
             repository.check_roots(options.model_repositories)
             for name in dict.fromkeys(options.load_models):
                 try:
-                    sources.append(model_source.in_repository(options.model_repositories, model_source.check_name(name)))
+                    sources.append(self._in_repository(model_source.check_name(name)))
                 except ServerError as error:
                     self._failed(name, str(error).replace(f"failed to load '{name}', ", ""))
         results = await asyncio.gather(*(self._own(self._bring_up(source)) for source in sources), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, ServerError):
                 raise result
+
+    # For the poller, which follows the repositories
+
+    def changed(self, source: Source) -> None:
+        """Loads a model that is new or has changed."""
+        self._begin(self._follow(self._bring_up(source), source.files.name))
+
+    def gone(self, name: str) -> None:
+        """Unloads a model that is there no more."""
+        self._begin(self._follow(self._unload(name), name))
+
+    def failed(self, name: str, reason: str) -> None:
+        """A model cannot be had; it goes on serving if it does."""
+        self._failed(name, reason, any(model.ready for model in self._core.models.get(name, {}).values()))
+
+    async def _follow(self, doing: Coroutine[Any, Any, Any], name: str) -> None:
+        try:
+            await doing
+        except ServerError:
+            return  # the log says why
+        except Exception:
+            logger.exception("internal error while following the changes of '%s'", name, extra=about(facts(name)))
+
+    # On request
 
     async def load(self, name: str, config: str = "", files: Optional[Mapping[str, bytes]] = None, asker: str = "") -> None:
         """Loads a model, or loads it again if anything of it has changed. What serves goes on to until the new versions do.
@@ -104,7 +160,7 @@ class ModelControl:
         """
         self._check_allowed()
         model_source.check_name(name)
-        with self._waits(asker, name):
+        with self._load_waits.waits(asker, name) if asker in self._loading else nullcontext():
             await self._own(self._load(name, config, files))
 
     async def unload(self, name: str) -> asyncio.Future[None]:
@@ -163,43 +219,12 @@ class ModelControl:
 
     def _check_allowed(self) -> None:
         if not self._core.options.explicit:
-            raise Unavailable(
-                "explicit model load / unload is not allowed: the server runs with --model-control-mode="
-                f"{self._core.options.model_control_mode}; start it with --model-control-mode=explicit"
-            )
+            raise Unavailable("explicit model load / unload is not allowed if polling is enabled")
         self._check_running()
 
     def _check_running(self) -> None:
         if self._core.stopping:
             raise Unavailable("the server is ending")
-
-    @contextmanager
-    def _waits(self, asker: str, name: str) -> Iterator[None]:
-        """While a model that is itself being loaded waits for another one.
-
-        Raises:
-            Unavailable: that one waits for it, so neither would ever be loaded.
-        """
-        if asker not in self._loading:
-            yield
-            return
-        behind = {name}
-        todo = [name]
-        while todo:
-            for other in self._waiting.get(todo.pop(), []):
-                if other not in behind:
-                    behind.add(other)
-                    todo.append(other)
-        if asker in behind:
-            raise Unavailable(f"model '{asker}' is being loaded and cannot wait for '{name}', which waits for it")
-        waiting = self._waiting.setdefault(asker, [])
-        waiting.append(name)
-        try:
-            yield
-        finally:
-            waiting.remove(name)
-            if not waiting:
-                del self._waiting[asker]
 
     def _lock(self, name: str) -> asyncio.Lock:
         lock = self._locks.get(name)
@@ -236,7 +261,7 @@ class ModelControl:
             source = await model_source.in_request(name, config, files)
             self._temporaries.add(source.temporary)
         else:
-            source = model_source.in_repository(self._core.options.model_repositories, name, config)
+            source = self._in_repository(name, config)
         try:
             await self._bring_up(source)
         finally:
@@ -252,11 +277,11 @@ class ModelControl:
         name = source.files.name
         async with self._lock(name):
             self._check_running()
-            self._loading.add(name)
+            self._loading[name] = []
             try:
                 await self._replace(name, source)
             finally:
-                self._loading.discard(name)
+                del self._loading[name]
 
     async def _replace(self, name: str, source: Source) -> None:
         options = self._core.options
@@ -264,16 +289,22 @@ class ModelControl:
         serves = any(model.ready for model in old)
         try:
             config = source.config()
+            identity = await self._identify(source, config)
             versions = repository.settle(config, source.files, options.backend_directory)
         except ConfigError as error:
             self._failed(name, str(error), serves)
             raise InvalidArgument(f"failed to load '{name}', {error}") from error
-        identity = await model_source.identity(source, config, options.backend_directory) if options.explicit else None
-        unchanged = identity is not None and identity == self._identities.get(name)
-        if unchanged and serves and name not in self._core.failures and all(map(_is_whole, old)):
-            logger.info("'%s' is loaded and has not changed", name)
-            return
-        attempts = await asyncio.gather(*(self._load_version(source, version, config) for version in versions))
+        before = self._identities.get(name)
+        whole = serves and name not in self._core.failures and all(map(_is_whole, old))
+        if whole and identity is not None and before is not None:
+            if identity.whole == before.whole:
+                logger.info("'%s' is loaded and has not changed", name, extra=about(facts(name)))
+                return
+            if identity.but_groups == before.but_groups:
+                await self._change_groups(name, source, old, config, identity)
+                return
+        self._loading[name] = versions
+        attempts = await asyncio.gather(*(self._try_version(source, version, config) for version in versions))
         failures = [f"version {version} is at UNAVAILABLE state: {reason}" for version, _, reason in attempts if reason]
         new = {version: model for version, model, _ in attempts if model is not None}
         if failures:
@@ -286,11 +317,48 @@ class ModelControl:
                 self._sources[name] = source
             self._core.models[name] = new
             self._identities[name] = identity
+            self._refused[name] = {version: reason for version, _, reason in attempts if reason}
+            self._unloaded.pop(name, None)
             if not failures:
                 self._core.failures.pop(name, None)
             self._retire(old, replaced, _LATE_SECONDS if serves else 0)
         if failures:
             raise InvalidArgument(f"load failed for model '{name}': {'; '.join(failures)};")
+
+    def _in_repository(self, name: str, config: str = "") -> Source:
+        options = self._core.options
+        return model_source.in_repository(options.model_repositories, name, config, options.model_config_name)
+
+    async def _identify(self, source: Source, config: Any) -> Optional[Identity]:
+        if self._core.options.model_control_mode == "none":
+            return None  # nothing is ever loaded again
+        run = asyncio.get_running_loop().run_in_executor
+        return await run(None, model_source.identity, source, config, self._core.options.backend_directory)
+
+    async def _change_groups(self, name: str, source: Source, models: List[Model], config: Any, identity: Identity) -> None:
+        """Gives models that serve other instances. If one of those does not load, nothing is changed."""
+        try:
+            await instance_change.add_to_all(models, config)
+        except (ConfigError, LoadFailed) as error:
+            self._failed(name, str(error), serves=True)
+            raise InvalidArgument(f"load failed for model '{name}': {error};") from error
+        for model in models:
+            self._begin(instance_change.remove_instances(model, instance_change.surplus(model), DRAIN_SECONDS))
+        self._sources[name], self._identities[name] = source, identity
+        logger.info("'%s' has other instances: %s", name, ", ".join(i.name for i in models[0].instances), extra=about(facts(name)))
+
+    async def _try_version(self, source: Source, version: int, config: Any) -> _Attempt:
+        """Loads a version; tries again, if it fails, as often as the options say."""
+        attempt = await self._load_version(source, version, config)
+        for left in range(self._core.options.model_load_retry_count, 0, -1):
+            if not attempt.reason:
+                break
+            text = "'%s' version %d did not load (%s); trying again, at most %d times"
+            logger.warning(text, source.files.name, version, attempt.reason, left, extra=about(facts(source.files.name, version)))
+            if attempt.model is not None:
+                self.alive.discard(attempt.model)
+            attempt = await self._load_version(source, version, config)
+        return attempt
 
     async def _load_version(self, source: Source, version: int, config: Any) -> _Attempt:
         files = source.files
@@ -308,12 +376,12 @@ class ModelControl:
                 model.reason = str(error)
             return _Attempt(version, model, str(error))
         except Exception:
-            logger.exception("internal error while loading '%s' version %d", files.name, version)
+            logger.exception("internal error while loading '%s' version %d", files.name, version, extra=about(facts(files.name, version)))
             if model is not None:
                 model.reason = _INTERNAL
                 await model.stop(0)
             return _Attempt(version, model, _INTERNAL)
-        logger.info("successfully loaded '%s' version %d", files.name, version)
+        logger.info("successfully loaded '%s' version %d", files.name, version, extra=about(facts(files.name, version)))
         return _Attempt(version, model, "")
 
     async def _start(self, model: Model) -> None:
@@ -329,7 +397,7 @@ class ModelControl:
 
     def _failed(self, name: str, reason: str, serves: bool = False) -> None:
         """A model that still serves as it was has not failed; its new form has."""
-        logger.error("failed to load '%s': %s", name, reason)
+        logger.error("failed to load '%s': %s", name, reason, extra=about(facts(name)))
         if not serves:
             self._core.failures[name] = reason
 
@@ -341,10 +409,14 @@ class ModelControl:
             models = list(self._core.models.pop(name, {}).values())
             self._core.failures.pop(name, None)
             self._identities.pop(name, None)
+            self._refused.pop(name, None)
+            self._unloaded.pop(name, None)
             return self._retire(models, self._sources.pop(name, None), unloaded=name if models else "")
 
     def _retire(self, models: List[Model], source: Optional[Source] = None, late: float = 0, unloaded: str = "") -> asyncio.Future[None]:
         """Lets models that nobody finds any more finish and end, in the background, then removes their files."""
+        if unloaded:
+            self._leaving[unloaded] = self._leaving.get(unloaded, []) + [model.version for model in models]
         task = asyncio.ensure_future(self._end(models, source, late, unloaded))
         self._retiring[task] = models
         task.add_done_callback(self._retiring.pop)
@@ -358,7 +430,17 @@ class ModelControl:
         if source is not None:
             self._remove(source)
         if unloaded:
-            logger.info("successfully unloaded '%s'", unloaded)
+            self._gone(unloaded, [model.version for model in models])
+            logger.info("successfully unloaded '%s'", unloaded, extra=about(facts(unloaded)))
+
+    def _gone(self, name: str, versions: List[int]) -> None:
+        left = self._leaving.pop(name)
+        for version in versions:
+            left.remove(version)
+        if left:
+            self._leaving[name] = left
+        elif name not in self._core.models and name not in self._loading:
+            self._unloaded[name] = versions
 
     def _remove(self, source: Source) -> None:
         self._temporaries.discard(source.temporary)
@@ -366,5 +448,5 @@ class ModelControl:
 
 
 def _is_whole(model: Model) -> bool:
-    """Whether every instance serves."""
-    return all(instance.state is State.READY for instance in model.instances)
+    """Whether no instance has died."""
+    return all(instance.state is not State.FAILED for instance in model.instances)

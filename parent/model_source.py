@@ -22,12 +22,14 @@ _NOT_FOUND = "failed to poll from model repository"
 
 
 class Source(NamedTuple):
-    """What a model is loaded from. ``config_json`` replaces its ``config.pbtxt`` unless it is "". ``temporary`` is a directory to be
-    removed when nothing uses it any more, "" for none."""
+    """What a model is loaded from. ``config_json`` replaces its ``config.pbtxt`` unless it is ""; so does, in its directory,
+    ``configs/<config_name>.pbtxt``, if there is one. ``temporary`` is a directory to be removed when nothing uses it any more, "" for
+    none."""
 
     files: ModelFiles
     config_json: str = ""
     temporary: str = ""
+    config_name: str = ""
 
     def config(self) -> Any:
         """The configuration as it is written.
@@ -35,7 +37,14 @@ class Source(NamedTuple):
         Raises:
             ConfigError: it cannot be read, or does not parse.
         """
-        return model_config.parse_json(self.config_json) if self.config_json else repository.read_config(self.files)
+        return model_config.parse_json(self.config_json) if self.config_json else repository.read_config(self.files, self.config_name)
+
+
+class Identity(NamedTuple):
+    """What is the same when the same is loaded again: ``whole``; and ``but_groups``, the same without the instance groups."""
+
+    whole: Hashable
+    but_groups: Hashable
 
 
 def check_name(name: object) -> str:
@@ -53,7 +62,7 @@ def check_name(name: object) -> str:
     return name
 
 
-def in_repository(roots: Sequence[str], name: str, config_json: str = "") -> Source:
+def in_repository(roots: Sequence[str], name: str, config_json: str = "", config_name: str = "") -> Source:
     """The model in one of the repositories.
 
     Raises:
@@ -66,7 +75,7 @@ def in_repository(roots: Sequence[str], name: str, config_json: str = "") -> Sou
         raise InvalidArgument(f"failed to load '{name}', {error}") from error
     if files is None:
         raise NotFound(f"failed to load '{name}', {_NOT_FOUND}")
-    return Source(files, config_json)
+    return Source(files, config_json, config_name=config_name)
 
 
 async def in_request(name: str, config_json: str, given: Mapping[str, bytes]) -> Source:
@@ -93,9 +102,13 @@ async def in_request(name: str, config_json: str, given: Mapping[str, bytes]) ->
         raise
 
 
-async def identity(source: Source, config: Any, backend_directory: str) -> Optional[Hashable]:
-    """What is the same when the same is loaded again: the configuration, and every file of the model, of its backend, and the file that
-    its environment is made from. None, like no other, when its files came with the request."""
+def identity(source: Source, config: Any, backend_directory: str) -> Optional[Identity]:
+    """The identity of a source: the configuration, and every file of the model, of its backend, and the file that its environment is made
+    from. None, like no other, when its files came with the request.
+
+    Args:
+        config: as ``source.config`` gave it.
+    """
     if source.temporary:
         return None
     environment = model_config.environment_path(config, source.files.path)
@@ -104,8 +117,13 @@ async def identity(source: Source, config: Any, backend_directory: str) -> Optio
         model_config.python_based_backend(backend_directory, config.backend),
         environment if os.path.isfile(environment) else "",
     ]
-    run = asyncio.get_running_loop().run_in_executor
-    return (source.config_json, *[await run(None, repository.fingerprint, path) for path in filter(None, paths)])
+    prints = [repository.fingerprint(path) for path in filter(None, paths)]
+    configs = repository.config_paths(source.files, source.config_name)
+    others = [frozenset(file for file in files if file[0] not in configs) for files in prints]
+    without = type(config)()
+    without.CopyFrom(config)
+    without.ClearField("instance_group")
+    return Identity((source.config_json, *prints), (without.SerializeToString(deterministic=True), *others))
 
 
 def remove(temporary: str) -> None:

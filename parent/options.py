@@ -6,6 +6,9 @@ import os
 from dataclasses import dataclass, field
 from typing import Dict, List, Sequence, Tuple
 
+from .grpc_options import GrpcOptions
+from .metrics_options import MetricsOptions
+
 
 class OptionError(Exception):
     """An option has a value that it cannot have."""
@@ -57,33 +60,74 @@ _MEANINGLESS_HERE = {
 }  # fmt: skip
 
 
+LOG_FORMATS = ("default", "ISO8601", "json")
+
+
+@dataclass(slots=True)
+class LogOptions:
+    """The log: its ``file``, "" for standard error; which levels it has; its ``format``, one of ``LOG_FORMATS``."""
+
+    file: str = ""
+    info: bool = True
+    warning: bool = True
+    error: bool = True
+    verbose_level: int = 0
+    format: str = "default"
+
+
+@dataclass(slots=True)
+class TlsOptions:
+    """Encryption of a port: whether to ``use`` it; the PEM files of the server's certificate (with its chain) and key, and of those that
+    sign clients' certificates; ``mutual``: a client must show one."""
+
+    use: bool = False
+    server_cert: str = ""
+    server_key: str = ""
+    root_cert: str = ""
+    mutual: bool = False
+
+
 ALL_MODELS = "*"
+MODEL_CONTROL_MODES = ("none", "poll", "explicit")
 
 
 @dataclass(slots=True)
 class ServerOptions:
     """Everything a server is started with. ``exit_timeout_secs`` bounds the whole of an orderly end. ``model_control_mode`` is "none"
-    (every model is loaded at the start, and stays) or "explicit" (``load_models`` are, and models come and go). ``backend_directory``
-    holds Python-based backends. ``auto_complete_config`` permits models to complete their configuration. ``metrics_address`` is, when
-    empty, ``http_address``."""
+    (every model is loaded at the start, and stays), "poll" (models follow what is in the repositories, with a look at them every
+    ``repository_poll_secs``) or "explicit" (``load_models`` are loaded, and models come and go). ``model_config_name`` names the file in
+    a model's ``configs`` that goes before its ``config.pbtxt``. ``model_load_retry_count`` is how often a version that does not load is
+    tried again. ``backend_directory`` holds Python-based backends. ``auto_complete_config`` permits models to complete their
+    configuration. ``metrics_address`` is, when empty, ``http_address``."""
 
     model_repositories: List[str] = field(default_factory=list)
     model_control_mode: str = "none"
+    repository_poll_secs: float = 15
     load_models: List[str] = field(default_factory=list)
+    model_config_name: str = ""
+    model_load_retry_count: int = 0
     backend_directory: str = ""
     auto_complete_config: bool = True
     allow_http: bool = True
     http_address: str = "127.0.0.1"
     http_port: int = 8000
     http_max_input_size: int = 64 << 20
+    http_header_forward_pattern: str = ""
+    http_restricted_apis: List[str] = field(default_factory=list)
+    http_tls: TlsOptions = field(default_factory=TlsOptions)
+    allow_grpc: bool = True
+    grpc: GrpcOptions = field(default_factory=GrpcOptions)
     allow_metrics: bool = True
     metrics_address: str = ""
     metrics_port: int = 8002
     server_id: str = "triton"
+    allow_client_shm: bool = False
     exit_on_error: bool = True
     exit_timeout_secs: float = 30
     strict_readiness: bool = True
     backend: BackendOptions = field(default_factory=BackendOptions)
+    log: LogOptions = field(default_factory=LogOptions)
+    metrics: MetricsOptions = field(default_factory=MetricsOptions)
 
     @property
     def explicit(self) -> bool:
@@ -96,10 +140,12 @@ class ServerOptions:
         Raises:
             OptionError: with Triton's text where it has one.
         """
-        if self.model_control_mode == "poll":
-            raise OptionError("--model-control-mode=poll is not in this version; use none or explicit")
-        if self.model_control_mode not in ("none", "explicit"):
-            raise OptionError(f"--model-control-mode={self.model_control_mode}: the modes are none and explicit")
+        if self.model_control_mode not in MODEL_CONTROL_MODES:
+            raise OptionError(f"--model-control-mode={self.model_control_mode}: the modes are {', '.join(MODEL_CONTROL_MODES)}")
+        if self.repository_poll_secs <= 0:
+            raise OptionError("--repository-poll-secs must be above 0")
+        if os.sep in self.model_config_name:
+            raise OptionError(f"--model-config-name: '{self.model_config_name}' must be the name of a file in configs/, without .pbtxt")
         if self.load_models and not self.explicit:
             raise OptionError("Use of '--load-model' requires setting '--model-control-mode=explicit' as well.")
         if ALL_MODELS in self.load_models and len(set(self.load_models)) > 1:

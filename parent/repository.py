@@ -12,9 +12,12 @@ from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, S
 from . import model_config
 from .model_config import ConfigError
 
+_CACHE = "__pycache__"
+_CONFIGS = "configs"
+
 
 class RepositoryError(Exception):
-    """A repository cannot be read, or two of them claim the same model."""
+    """A repository, or a model's directory, cannot be read, or two repositories claim the same model."""
 
 
 class ModelFiles(NamedTuple):
@@ -38,20 +41,45 @@ class ModelFile(NamedTuple):
         return {"path": self.path, "backend_dir": self.backend_dir, "model_dir": self.version_dir}
 
 
-def scan(roots: Sequence[str]) -> Dict[str, ModelFiles]:
-    """The models of all repositories, by name. Files, hidden directories, and directories with neither versions nor a config are ignored.
+class Scan(NamedTuple):
+    """What is in the repositories: ``models``, and ``faults``, why others cannot be had, both by name."""
+
+    models: Dict[str, ModelFiles]
+    faults: Dict[str, str]
+
+
+def scan(roots: Sequence[str]) -> Scan:
+    """The models of all repositories. Files, hidden directories, and directories with neither versions nor a config are ignored.
 
     Raises:
-        RepositoryError: a root is not a directory, a model's cannot be read, or a model is in two of them.
+        RepositoryError: a root is not a directory, or cannot be read.
     """
     check_roots(roots)
-    found: Dict[str, ModelFiles] = {}
-    for root in roots:
-        for entry in sorted(os.scandir(root), key=lambda e: e.name):
-            files = _look(root, entry.name)
+    found = Scan({}, {})
+    for name in names_in(roots):
+        try:
+            files = find(roots, name)
+        except RepositoryError as error:
+            found.faults[name] = str(error)
+        else:
             if files is not None:
-                _add(found, files)
+                found.models[name] = files
     return found
+
+
+def names_in(roots: Sequence[str]) -> List[str]:
+    """The names of everything in the repositories that may be a model, in order.
+
+    Raises:
+        RepositoryError: a root cannot be read.
+    """
+    names: Set[str] = set()
+    for root in dict.fromkeys(map(os.path.abspath, roots)):
+        try:
+            names.update(entry.name for entry in os.scandir(root) if not entry.name.startswith(".") and entry.is_dir())
+        except OSError as error:
+            raise RepositoryError(f"the model repository '{root}' cannot be read: {error.strerror}") from error
+    return sorted(names - {_CACHE})
 
 
 def find(roots: Sequence[str], name: str) -> Optional[ModelFiles]:
@@ -60,12 +88,11 @@ def find(roots: Sequence[str], name: str) -> Optional[ModelFiles]:
     Raises:
         RepositoryError: its directory cannot be read, or it is in two repositories.
     """
-    found: Dict[str, ModelFiles] = {}
-    for root in roots:
-        files = _look(root, name)
-        if files is not None:
-            _add(found, files)
-    return found.get(name)
+    found = [files for files in (_look(root, name) for root in dict.fromkeys(map(os.path.abspath, roots))) if files is not None]
+    if len(found) > 1:
+        places = " and ".join(f"'{files.path}'" for files in found[:2])
+        raise RepositoryError(f"model '{name}' appears in two or more repositories: {places}")
+    return found[0] if found else None
 
 
 def check_roots(roots: Sequence[str]) -> None:
@@ -80,20 +107,14 @@ def check_roots(roots: Sequence[str]) -> None:
 
 
 def _look(root: str, name: str) -> Optional[ModelFiles]:
-    path = os.path.join(os.path.abspath(root), name)
-    if name.startswith(".") or name == "__pycache__" or not os.path.isdir(path):
+    path = os.path.join(root, name)
+    if name.startswith(".") or name == _CACHE or not os.path.isdir(path):
         return None
     try:
         files = ModelFiles(name, path, versions_in(path))
     except OSError as error:
         raise RepositoryError(f"the directory of model '{name}' cannot be read: {error}") from error
     return files if files.versions or os.path.exists(os.path.join(path, model_config.FILE_NAME)) else None
-
-
-def _add(found: Dict[str, ModelFiles], files: ModelFiles) -> None:
-    other = found.setdefault(files.name, files)
-    if other is not files:
-        raise RepositoryError(f"model '{files.name}' appears in two or more repositories: '{other.path}' and '{files.path}'")
 
 
 def versions_in(path: str) -> List[int]:
@@ -105,13 +126,27 @@ def versions_in(path: str) -> List[int]:
     )
 
 
-def read_config(files: ModelFiles) -> Any:
-    """The model's ``config.pbtxt``; an empty configuration when it has none.
+def config_paths(files: ModelFiles, config_name: str = "") -> List[str]:
+    """Where the configuration of a model may be: the first of these that is there."""
+    paths = [os.path.join(files.path, _CONFIGS, f"{config_name}.pbtxt")] if config_name else []
+    return [*paths, os.path.join(files.path, model_config.FILE_NAME)]
+
+
+def read_config(files: ModelFiles, config_name: str = "") -> Any:
+    """The model's ``configs/<config_name>.pbtxt``, if it has one, or ``config.pbtxt``; an empty configuration when it has none.
 
     Raises:
         ConfigError: not readable, or does not parse.
     """
-    path = os.path.join(files.path, model_config.FILE_NAME)
+    *named, path = config_paths(files, config_name)
+    if named and os.path.lexists(named[0]):
+        config = _read_config(named[0])
+        config.name = files.name  # it may be written for several models
+        return config
+    return _read_config(path)
+
+
+def _read_config(path: str) -> Any:
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
@@ -171,7 +206,7 @@ def fingerprint(path: str) -> FrozenSet[Tuple[str, int, int]]:
 def _stats(directory: str, seen: Set[Tuple[int, int]]) -> Iterator[Tuple[str, int, int]]:
     for root, directories, names in os.walk(directory, followlinks=True):
         for name in list(directories):
-            if name == "__pycache__" or _seen(os.path.join(root, name), seen):
+            if name == _CACHE or _seen(os.path.join(root, name), seen):
                 directories.remove(name)
         for name in names:
             yield from _stat(os.path.join(root, name))

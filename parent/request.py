@@ -11,11 +11,14 @@ import numpy as np
 from ..shm.arena import Block
 from ..shm.dtype import BY_CODE, DataType
 from ..shm.errors import ProtocolError
+from ..shm.message import IN_REGION
 from ..shm.segment import Segment
 from .errors import ServerError
 from .model_config import TensorSpec
+from .statistics import Failure
 
 if TYPE_CHECKING:
+    from .client_memory import RegionUse
     from .instance import Instance
 
 Lease = Tuple[Callable[[Any], None], Any]
@@ -63,7 +66,8 @@ Lent = Union[Block, Loan]
 
 
 class Output(NamedTuple):
-    """One output: ``nbytes`` bytes at ``offset`` in block number ``block`` of its response."""
+    """One output: ``nbytes`` bytes at ``offset`` in block number ``block`` of its response; ``block`` is IN_REGION for one that was written
+    to shared memory of the client's, which has no bytes here."""
 
     name: str
     dtype: DataType
@@ -77,10 +81,11 @@ class OutputPlan:
     """What a response consists of, apart from where its blocks are. The outputs of a model tend to have the same one every time, so
     it is made once for each and kept with the model; compared by identity.
 
-    ``extents``: for each block, the bytes of it that outputs use. ``nbytes``: sum of all outputs.
+    ``extents``: for each block, the bytes of it that outputs use. ``nbytes``: sum of all outputs that lie in blocks. ``in_regions``: the
+    indices of the others.
     """
 
-    __slots__ = ("extents", "nbytes", "outputs")
+    __slots__ = ("extents", "in_regions", "nbytes", "outputs")
 
     def __init__(self, specs: Sequence[TensorSpec], placed: Sequence[Tuple[Any, ...]], blocks: int) -> None:
         """Reads the outputs of a message that was decoded.
@@ -94,10 +99,12 @@ class OutputPlan:
             if index >= len(specs):
                 raise ProtocolError(f"output {index} of {len(specs)}")
             outputs.append(Output(specs[index].name, BY_CODE[code], shape, block, offset, nbytes))
-            extents[block] = max(extents[block], offset + nbytes)
+            if block != IN_REGION:
+                extents[block] = max(extents[block], offset + nbytes)
         self.outputs = outputs
         self.extents = extents
-        self.nbytes = sum([output.nbytes for output in outputs])
+        self.nbytes = sum([output.nbytes for output in outputs if output.block != IN_REGION])
+        self.in_regions = frozenset([index for index, _, _, block, _, _ in placed if block == IN_REGION])
 
 
 class Response:
@@ -115,7 +122,9 @@ class Response:
         self.parameters = parameters
 
     def copy(self, output: Output) -> bytes:
-        """The bytes of one output."""
+        """The bytes of one output; none for one in a region."""
+        if output.block == IN_REGION:
+            return b""
         segment, start = self.places[output.block]
         start += output.offset
         return segment.memory[start : start + output.nbytes]
@@ -127,7 +136,8 @@ class Response:
         self._leases = []
 
     def views(self) -> Iterator[np.ndarray]:
-        """The bytes of each output, UINT8 [nbytes], without a copy; each block goes back when the last view of it is collected."""
+        """The bytes of each output, UINT8 [nbytes] (none for one in a region), without a copy; each block goes back when the last view of
+        it is collected."""
         bases: Dict[int, np.ndarray] = {}
         for index, (give_back, block) in enumerate(self._leases):
             segment, start = self.places[index]
@@ -135,7 +145,10 @@ class Response:
             weakref.finalize(bases[index], give_back, block).atexit = False
         self._leases = []
         for output in self.plan.outputs:
-            yield bases[output.block][output.offset : output.offset + output.nbytes]
+            if output.block == IN_REGION:
+                yield np.empty(0, np.uint8)
+            else:
+                yield bases[output.block][output.offset : output.offset + output.nbytes]
 
     def lend(self) -> List[Loan]:
         """Its blocks, to be handed to another stub, which gives them back."""
@@ -150,14 +163,18 @@ class Request:
     """One inference on its way.
 
     ``blocks``, each with the bytes of it that are used, hold its inputs; the request holds them until ``execute`` is over. ``inputs``
-    and ``extras`` are as in a message (``stublet.shm.message``). ``borrowed`` says that the blocks are those of another stub, whose contents must not be changed.
+    and ``extras`` are as in a message (``stublet.shm.message``). ``borrowed`` says that the blocks are those of another stub,
+    whose contents must not be changed. ``regions``: what of it lies in shared memory of the client's, in use until the request is over.
 
     ``respond`` is called with each outcome and whether it is the last one: exactly once with True. For a decoupled model, the last
     call may have no outcome (None); for any other there is one call, and it has one. It is called in whatever thread the outcome
     becomes known, and must not block.
     """
 
-    __slots__ = ("answered", "blocks", "borrowed", "extras", "finished", "inputs", "instance", "key", "respond", "returned")
+    __slots__ = (
+        "answered", "begun_ns", "blocks", "borrowed", "computed_ns", "execute_ns", "extras", "failure", "finished", "input_ns", "inputs",
+        "instance", "key", "regions", "respond", "responded_ns", "responses", "returned", "submitted_ns",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -166,12 +183,14 @@ class Request:
         extras: Tuple[Any, ...],
         respond: Callable[[Optional[Outcome], bool], None],
         borrowed: bool = False,
+        regions: Optional[RegionUse] = None,
     ) -> None:
         self.blocks = blocks
         self.inputs = inputs
         self.extras = extras
         self.respond = respond
         self.borrowed = borrowed
+        self.regions = regions
         self.answered = False
         """``respond`` was told the last outcome."""
         self.finished = False
@@ -181,8 +200,23 @@ class Request:
         self.instance: Optional[Instance] = None
         """Who it was handed to, under the number ``key``."""
         self.key = 0
+        self.submitted_ns = 0
+        """When it was submitted, as all times here by ``perf_counter_ns``; see ``statistics``, which is what they are for."""
+        self.begun_ns = 0
+        self.computed_ns = 0
+        self.execute_ns = 0
+        """What the stub says that ``execute`` took."""
+        self.input_ns = 0
+        """What the copying of its inputs took, before it was submitted."""
+        self.failure: Optional[Failure] = None
+        """Why there is no success to be counted."""
+        self.responses = 0
+        self.responded_ns = 0
+        """Of a decoupled model: how many responses ``respond`` was told, and when it had been told the last of them."""
 
     def release(self) -> None:
-        """Gives its blocks back. Under the lock of the model that it was submitted to."""
+        """Gives its blocks back, and the regions free. Under the lock of the model that it was submitted to."""
         for block, _ in self.blocks:
             block.release()
+        if self.regions is not None:
+            self.regions.release()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import logging
 import os
 import signal
 import sys
-from typing import Any, Optional, Set
+from typing import TYPE_CHECKING, Any, Optional, Set
 
 import uvloop
 
@@ -16,13 +17,18 @@ from .cli import EXIT_FAILED, EXIT_OK
 from .core import Core
 from .fork_server import ForkServer
 from .http import HttpFrontEnd
-from .http_protocol import InferProtocol
+from .http_protocol import ForwardingProtocol, InferProtocol
 from .http_server import HttpServer
+from .malloc import keep_large_blocks
 from .metrics_server import MetricsServer
 from .options import OptionError, ServerOptions
 from .repository import RepositoryError
 from .spawner import Spawner
 from .status_table import print_status
+from .tls import server_context
+
+if TYPE_CHECKING:
+    from .grpc_server import GrpcServer
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +39,7 @@ _MODELS_SHARE = 0.5
 
 def run(options: ServerOptions, fork_server: ForkServer) -> int:
     """Serves until a signal; returns the exit status."""
+    keep_large_blocks()
     try:
         return uvloop.run(_Run(options, Spawner(fork_server)).main())
     except (OptionError, RepositoryError) as error:
@@ -53,6 +60,7 @@ class _Run:
         self._options = options
         self._core = Core(options, spawner)
         self._http: Optional[HttpServer] = None
+        self._grpc: Optional[GrpcServer] = None
         self._metrics: Optional[MetricsServer] = None
         self._signals = 0
         self._stop = asyncio.Event()
@@ -63,7 +71,7 @@ class _Run:
             loop.add_signal_handler(signum, self._on_signal, signum)
         try:
             self._listen()
-            await self._until_stopped(asyncio.ensure_future(self._core.start()))
+            await self._until_stopped(asyncio.ensure_future(self._core.start(self._listen_for_grpc())))
             if self._core.failures and self._options.exit_on_error and not self._stop.is_set():
                 print_status(self._core.status())
                 return EXIT_FAILED
@@ -81,11 +89,24 @@ class _Run:
     def _listen(self) -> None:
         options = self._options
         if options.allow_http:
-            self._http = HttpServer(HttpFrontEnd(self._core), options.http_address, options.http_port, InferProtocol)
+            tls = server_context(options.http_tls, "--http")
+            protocol = ForwardingProtocol if options.http_header_forward_pattern else InferProtocol
+            self._http = HttpServer(HttpFrontEnd(self._core), options.http_address, options.http_port, protocol, tls=tls)
             self._http.start()
         if options.allow_metrics:
             self._metrics = MetricsServer(self._core.metrics_text, options.metrics_address or options.http_address, options.metrics_port)
             self._metrics.start()
+
+    async def _listen_for_grpc(self) -> None:
+        if not self._options.allow_grpc:
+            return
+        # grpcio's other way to wait for connections hands each event from thread to thread, which takes a third of a small call's time.
+        os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
+        loop = asyncio.get_running_loop()
+        # The import takes as long as the start of a model, which goes on meanwhile.
+        module = await loop.run_in_executor(None, importlib.import_module, ".grpc_server", __package__)
+        self._grpc = module.GrpcServer(self._core, self._options.grpc, self._options.http_address)
+        self._grpc.start()
 
     async def _until_stopped(self, start: asyncio.Future[None]) -> None:
         stop = asyncio.ensure_future(self._stop.wait())
@@ -99,8 +120,8 @@ class _Run:
 
     def _announce(self) -> None:
         print_status(self._core.status())
-        http, metrics = (server.url if server else "off" for server in (self._http, self._metrics))
-        print(f"HTTP     {http}\ngRPC     not in this version\nmetrics  {metrics}", flush=True)
+        http, grpc, metrics = (server.url if server else "off" for server in (self._http, self._grpc, self._metrics))
+        print(f"HTTP     {http}\ngRPC     {grpc}\nmetrics  {metrics}", flush=True)
         serving = sum(any(m.ready for m in versions.values()) for versions in self._core.models.values())
         logger.info("serving %d model%s; Ctrl-C ends", serving, "" if serving == 1 else "s")
 
@@ -115,6 +136,6 @@ class _Run:
     async def _end(self) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._options.exit_timeout_secs
-        servers = [server for server in (self._http, self._metrics) if server is not None]
+        servers = [server for server in (self._http, self._grpc, self._metrics) if server is not None]
         await asyncio.gather(*(server.stop(self._options.exit_timeout_secs * _MODELS_SHARE) for server in servers))
         await self._core.stop(max(deadline - loop.time(), 0))

@@ -44,6 +44,12 @@ class DefaultScheduler(Generic[Instance, Request]):
         self.queue.extendleft(reversed(unstarted))
         return self._dispatch()
 
+    def retire(self, instance: Instance) -> None:
+        """An instance is to get no more requests; those that it has it finishes."""
+        self._load.pop(instance, None)
+        if instance in self._idle:
+            self._idle.remove(instance)
+
     def enqueue(self, request: Request) -> Dispatches:
         """A request arrives."""
         self.queue.append(request)
@@ -58,6 +64,8 @@ class DefaultScheduler(Generic[Instance, Request]):
 
     def finished(self, instance: Instance, requests: int) -> Dispatches:
         """An instance answered that many requests."""
+        if instance not in self._load:
+            return []  # it was retired
         load = self._load[instance] = self._load[instance] - requests
         if load < self._capacity and instance not in self._idle:
             # The most recently used instance is taken first: its caches are warm.

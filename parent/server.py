@@ -7,13 +7,13 @@ import os
 import queue
 import threading
 from contextlib import suppress
-from time import perf_counter_ns
-from typing import Any, AsyncIterator, Coroutine, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, AsyncIterator, Coroutine, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import uvloop
 
 from .arrays import InferResult, Parameters, to_request, to_result
+from .backlog import Backlog
 from .core import Core, ModelStatus
 from .errors import ServerError, Unavailable, Unsupported
 from .fork_server import ForkServer
@@ -120,6 +120,19 @@ class Server:
 
         return bytes(self._run(text())).decode()
 
+    def statistics(self, name: str = "", version: str = "") -> List[Dict[str, Any]]:
+        """What the requests to every model, or to one, or to a version of it, came to: the ``model_stats`` of Triton's protocol.
+
+        Raises:
+            ServerError: there is no such model or version.
+        """
+
+        async def read() -> List[Dict[str, Any]]:
+            return self.core.statistics(name, version)
+
+        found: List[Dict[str, Any]] = self._run(read())
+        return found
+
     def load_model(self, name: str, config: str = "", files: Optional[Mapping[str, bytes]] = None) -> None:
         """Loads a model, or loads it again, and waits until it serves. The server must run with ``model_control_mode="explicit"``.
 
@@ -224,12 +237,14 @@ class Server:
         found = self.core.find(model, version)
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[Tuple[Optional[Outcome], bool]] = asyncio.Queue()
+        backlog = Backlog(found)
         left = False
 
         def arrive(outcome: Optional[Outcome], final: bool) -> None:
             if left:
                 _drop(outcome)
             else:
+                backlog.put(outcome)
                 arrived.put_nowait((outcome, final))
 
         def settle(outcome: Optional[Outcome], final: bool) -> None:
@@ -239,15 +254,18 @@ class Server:
                 _drop(outcome)
 
         request = to_request(found, inputs, outputs, request_id, parameters, settle)
+        backlog.attach(request)
         found.submit(request)
         final = False
         try:
             while not final:
                 outcome, final = await arrived.get()
+                backlog.took(outcome)
                 if outcome is not None:
                     yield to_result(found, outcome)
         finally:
             left = True
+            backlog.close()
             if not final:
                 found.cancel(request)
             while not arrived.empty():
@@ -309,7 +327,7 @@ class InferStream(Iterator[InferResult]):
         while not arrivals.closed:
             try:
                 # SimpleQueue takes what is left of a time-out of nothing for none.
-                outcome, final = arrivals.queue.get(timeout=None if self._timeout is None else max(self._timeout, _LEAST_SECONDS))
+                outcome, final = arrivals.take(None if self._timeout is None else max(self._timeout, _LEAST_SECONDS))
             except queue.Empty:
                 raise TimeoutError(f"no response within {self._timeout} seconds") from None
             if final:
@@ -344,20 +362,29 @@ class _Arrivals:
         self.queue: queue.SimpleQueue[Tuple[Optional[Outcome], bool]] = queue.SimpleQueue()
         self.closed = False
         self._request: Optional[Request] = None
+        self._backlog = Backlog(model)
 
     def submit(self, request: Request) -> None:
         """Submits the request, whose responses go to ``settle``."""
         self._request = request
+        self._backlog.attach(request)
         try:
             self.model.submit(request)
         except ServerError:
             self.closed = True
             raise
 
+    def take(self, timeout: Optional[float]) -> Tuple[Optional[Outcome], bool]:
+        """The next response, and whether it is the last. Raises queue.Empty after ``timeout`` seconds."""
+        outcome, final = self.queue.get(timeout=timeout)
+        self._backlog.took(outcome)
+        return outcome, final
+
     def settle(self, outcome: Optional[Outcome], final: bool) -> None:
         """Takes a response. In any thread."""
         with _settling:
             if not self.closed:
+                self._backlog.put(outcome)
                 self.queue.put((outcome, final))
                 return
         _drop(outcome)
@@ -365,6 +392,7 @@ class _Arrivals:
     def close(self) -> None:
         with _settling:
             open_, self.closed = not self.closed, True
+        self._backlog.close()
         if open_ and self._request is not None:
             self.model.cancel(self._request)
         while True:
@@ -375,10 +403,7 @@ class _Arrivals:
 
 
 class _Waiter:
-    """Waits in the calling thread: polls the instance's ring itself for a while, then sleeps until the server's loop has the answer.
-
-    To hand the request to the loop's thread and the answer back would cost two wake-ups of a thread, several times the rest.
-    """
+    """Waits in the calling thread: polls the instance's ring itself for a while, then sleeps until the server's loop has the answer."""
 
     __slots__ = ("_abandoned", "_outcome", "_sleeper")
 
@@ -400,7 +425,7 @@ class _Waiter:
     def wait(self, model: Model, timeout: Optional[float]) -> Outcome:
         try:
             if self._outcome is None:
-                self._poll(model)
+                model.poll(self._is_settled)
             if self._outcome is None:
                 self._sleep(timeout)
         except BaseException:
@@ -412,22 +437,8 @@ class _Waiter:
         assert self._outcome is not None
         return self._outcome
 
-    def _poll(self, model: Model) -> None:
-        instances = [i for i in model.instances if i.channel.in_flight and i.channel.expects.nanoseconds()]
-        if len(instances) != 1:
-            return
-        (instance,) = instances
-        deadline = perf_counter_ns() + instance.channel.expects.nanoseconds()
-        model.begin_polling(instance)
-        try:
-            while self._outcome is None and perf_counter_ns() < deadline:
-                if instance.channel.ready():
-                    if model.drain(instance):
-                        return  # it called another model, and the server's loop has to see to that
-                else:
-                    os.sched_yield()  # the stub may be waiting for this very core
-        finally:
-            model.end_polling(instance)
+    def _is_settled(self) -> bool:
+        return self._outcome is not None
 
     def _sleep(self, timeout: Optional[float]) -> None:
         sleeper = threading.Lock()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Dict, List, NamedTuple, Optional, Sequence, Se
 from ..shm import bytes_codec
 from ..shm.arena import aligned, size_class
 from ..shm.dtype import BYTES, MAX_ELEMENTS, element_count
+from .client_memory import RegionSlice
 from .errors import InvalidArgument
 from .model_config import TensorSpec
 
@@ -21,35 +22,40 @@ _BATCH_NOTE = (
 
 
 class GivenInput(NamedTuple):
-    """An input as a client describes it. ``datatype`` is the protocol's name; ``nbytes`` what it will send."""
+    """An input as a client describes it. ``datatype`` is the protocol's name; ``nbytes`` what it will send, or has at ``place``."""
 
     name: str
     datatype: str
     shape: Tuple[int, ...]
     nbytes: int
+    place: Optional[RegionSlice] = None
 
 
 class Placement(NamedTuple):
-    """Where one input goes: ``offset`` in the request's block."""
+    """Where one input goes: ``offset`` in the request's block, unless it lies in a region of the client's."""
 
     spec: TensorSpec
     shape: Tuple[int, ...]
     offset: int
     nbytes: int
+    in_region: bool = False
 
 
 class Layout(NamedTuple):
     """``placements`` in the order the client gave, and in ``indices`` the place of each in the configuration; ``inputs`` as a message
-    describes them when one block holds them all, in the order of the configuration; ``nbytes`` of that block."""
+    describes them when one block holds them all, in the order of the configuration; ``nbytes`` of that block. Those that lie in regions of
+    the client's are at ``slices``, which a message counts after the block."""
 
     placements: List[Placement]
     indices: List[int]
     inputs: Tuple[Tuple[int, int, Tuple[int, ...], int, int, int], ...]
     nbytes: int
+    slices: Tuple[RegionSlice, ...] = ()
 
 
 def lay_out(model: Model, given: Sequence[GivenInput]) -> Layout:
-    """Checks names, data types, shapes and sizes, and places the inputs one after another, each on a cache line of its own.
+    """Checks names, data types, shapes and sizes, and places the inputs one after another, each on a cache line of its own; those that lie
+    in regions of the client's stay there.
 
     Raises:
         InvalidArgument: in Triton's words, naming the input and the model.
@@ -58,6 +64,7 @@ def lay_out(model: Model, given: Sequence[GivenInput]) -> Layout:
     _check_names(model, given, specs)
     placements: List[Placement] = []
     indices, message = [], []
+    slices: List[RegionSlice] = []
     offset = 0
     for one in given:
         index, spec = specs[one.name]
@@ -67,14 +74,19 @@ def lay_out(model: Model, given: Sequence[GivenInput]) -> Layout:
             )
         _check_shape(model, spec, one.shape)
         _check_size(model, spec, one)
-        placements.append(Placement(spec, one.shape, offset, one.nbytes))
         indices.append(index)
+        if one.place is not None:
+            slices.append(one.place)
+            placements.append(Placement(spec, one.shape, 0, one.nbytes, in_region=True))
+            message.append((index, spec.dtype.code, one.shape, len(slices), 0, one.nbytes))
+            continue
+        placements.append(Placement(spec, one.shape, offset, one.nbytes))
         message.append((index, spec.dtype.code, one.shape, 0, offset, one.nbytes))
         offset += aligned(one.nbytes)
     if model.max_batch_size > 0 and len({one.shape[0] for one in given}) > 1:
         batches = ", ".join(f"'{one.name}': {one.shape[0]}" for one in given)
         raise InvalidArgument(f"the inputs of a request to model '{model.name}' must have the same batch size, got {batches}")
-    return Layout(placements, indices, tuple(sorted(message)), size_class(offset))
+    return Layout(placements, indices, tuple(sorted(message)), size_class(offset), tuple(slices))
 
 
 def _check_names(model: Model, given: Sequence[GivenInput], specs: Dict[str, Tuple[int, TensorSpec]]) -> None:
@@ -142,21 +154,9 @@ def check_strings(model: Model, placement: Placement, wire: memoryview) -> None:
     Raises:
         InvalidArgument: too few, too many, or the bytes end within one.
     """
-    name, expected = placement.spec.name, element_count(placement.shape)
-    try:
-        found = bytes_codec.count(wire)
-    except bytes_codec.BytesError as error:
-        what = "incomplete string data" if error.needed is not None else "incomplete string length indicator"
-        expecting = f"string of length {error.needed}" if error.needed is not None else "4 bytes"
-        raise InvalidArgument(
-            f"{what} for inference input '{name}', expecting {expecting} but only {error.available} bytes available"
-        ) from error
-    if found < expected:
-        raise InvalidArgument(f"expected {expected} string elements for inference input '{name}' for model '{model.name}', got {found}")
-    if found > expected:
-        raise InvalidArgument(
-            f"unexpected number of string elements {found} for inference input '{name}' for model '{model.name}', expecting {expected}"
-        )
+    wrong = bytes_codec.mismatch(wire, element_count(placement.shape), placement.spec.name, model.name)
+    if wrong:
+        raise InvalidArgument(wrong)
 
 
 def output_indices(model: Model, names: Sequence[str]) -> Optional[Tuple[int, ...]]:

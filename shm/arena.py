@@ -11,6 +11,7 @@ and warm (a first touch of a page costs eight copies of it).
 from __future__ import annotations
 
 from collections import deque
+from time import perf_counter_ns
 from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
 import numpy as np
@@ -25,6 +26,9 @@ LARGE_BYTES = 64 << 10
 
 _NEAR_CLASSES = 4
 
+_TIMED_BYTES = 16 << 10
+"""What is shorter is copied in a microsecond or less, which is not worth a look at the clock."""
+
 
 def aligned(nbytes: int) -> int:
     """``nbytes`` rounded up to the alignment of a tensor."""
@@ -38,9 +42,10 @@ def size_class(nbytes: int) -> int:
 
 
 class Block:
-    """``size`` bytes at ``offset`` of ``segment``; back on its arena's list when ``holders`` falls to 0."""
+    """``size`` bytes at ``offset`` of ``segment``; back on its arena's list when ``holders`` falls to 0. ``write_ns``: what writing large
+    pieces to it has taken since it was allocated."""
 
-    __slots__ = ("arena", "holders", "offset", "segment", "size")
+    __slots__ = ("arena", "holders", "offset", "segment", "size", "write_ns")
 
     def __init__(self, arena: Arena, segment: Segment, offset: int, size: int) -> None:
         self.arena = arena
@@ -48,6 +53,7 @@ class Block:
         self.offset = offset
         self.size = size
         self.holders = 0
+        self.write_ns = 0
 
     @property
     def key(self) -> Tuple[int, int]:
@@ -73,7 +79,12 @@ class Block:
         end = start + nbytes
         if end > segment.reserved:
             segment.reserve(end)
-        segment.memory[start:end] = data
+        if nbytes < _TIMED_BYTES:
+            segment.memory[start:end] = data
+        else:
+            began = perf_counter_ns()
+            segment.memory[start:end] = data
+            self.write_ns += perf_counter_ns() - began
 
     def array(self) -> np.ndarray:
         """The block as UINT8 [size]. Views of it have it as their ``base``, so a weak reference to it tells of the last one."""
@@ -118,6 +129,7 @@ class Arena:
                 found = self._find(size)
             block = found or self._extend(size)
         block.holders = 1
+        block.write_ns = 0
         return block
 
     def collect(self) -> None:

@@ -93,6 +93,21 @@ def count(buffer: Buffer) -> int:
     return elements
 
 
+def mismatch(buffer: Buffer, expected: int, name: str, model: str) -> str:
+    """What a client is told, in Triton's words, of an input that should hold ``expected`` elements; nothing if it does."""
+    try:
+        found = count(buffer)
+    except BytesError as error:
+        what = "incomplete string data" if error.needed is not None else "incomplete string length indicator"
+        expecting = f"string of length {error.needed}" if error.needed is not None else "4 bytes"
+        return f"{what} for inference input '{name}', expecting {expecting} but only {error.available} bytes available"
+    if found < expected:
+        return f"expected {expected} string elements for inference input '{name}' for model '{model}', got {found}"
+    if found > expected:
+        return f"unexpected number of string elements {found} for inference input '{name}' for model '{model}', expecting {expected}"
+    return ""
+
+
 def _uniform_length(buffer: Buffer) -> Optional[int]:
     """The length that all elements have, if they have one (None for an empty buffer)."""
     end = len(buffer)

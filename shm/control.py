@@ -9,7 +9,7 @@ msgpack array whose first element says what it is:
                       (FAILED, text, traceback)                the model could not be loaded, or its configuration not completed; the stub
                                                                exits
                       (GROW, nbytes)                           asks for a segment for the stub's arena
-                      (LOG, ((level, file, line, text), ...))
+                      (LOG, ((level, file, line, text, exception, request id), ...))
                       (ASK, number, what, arguments)           something that the server does for the model; an ANSWER follows
                       (TELL, what, arguments)                  the same without an answer
                       (CHECKED, number, is ready or None)      the answer to CHECK; None: is_ready failed, or gave no bool
@@ -18,7 +18,9 @@ msgpack array whose first element says what it is:
                       (AUTO_COMPLETE, settings)                whose configuration to complete, instead of LOAD
                       (SEGMENT, id, nbytes, for_outputs)       a segment, for the stub's arena or to be read; descriptor: the segment.
                                                                id -1: there is none to be had
-                      (FORGET, ids)                            segments that are no more
+                      (REGION, id, name, offset, nbytes)       shared memory of a client's, registered under that name, to be copied from
+                                                               and to; descriptor: the file. Ids are segments'
+                      (FORGET, ids)                            segments and regions that are no more
                       (ANSWER, number, error text or None, value)
                       (CHECK, number)                          asks the model's is_ready
                       (CANCEL, key)                            cancels the coroutine of that request
@@ -41,9 +43,9 @@ from .message import pack, unpack
 
 (
     HELLO, READY, COMPLETED, FAILED, GROW, LOG, ASK, TELL, CHECKED, FORKED,
-    LOAD, AUTO_COMPLETE, SEGMENT, FORGET, ANSWER, CHECK, CANCEL,
+    LOAD, AUTO_COMPLETE, SEGMENT, REGION, FORGET, ANSWER, CHECK, CANCEL,
     SPAWN, SPAWNED, EXITED,
-) = range(20)  # fmt: skip
+) = range(21)  # fmt: skip
 
 NO_SEGMENT = -1
 

@@ -10,16 +10,21 @@ pack or unpack; a map costs three times that). Records, with () for optional par
           (NEWS, releases, results, calls)
 
     releases  ((segment, offset), ...)                 blocks of the receiver that the sender has done with
-    request   (key, borrowed, ((segment, offset, nbytes), ...), inputs, extras)
+    request   (key, borrowed, ((segment, offset, nbytes), ...), inputs, extras, regions)
       borrowed  the blocks are another stub's: what is written to them must stay private
       input     (name, dtype, shape, index in blocks, offset in the block, nbytes)       name: index in the configuration
       extras    () or (id, requested names or None, parameters as JSON text, correlation id, flags, timeout in us)
-    result    (key, flags, nanoseconds, kept, blocks, outputs, error, parameters)
+      regions   () or (reads, writes): what lies in shared memory of the client's
+        read    (region, offset, nbytes)               a block of inputs that the receiver copies from there, numbered after blocks
+        write   (output, region, offset, nbytes)       where that output goes, and its room there
+    result    (key, flags, nanoseconds, kept, blocks, outputs, error, parameters), nanoseconds being what execute took, 0 if it was not called
       flags   FINAL: nothing more is said of the request. RETURNED: execute is over for it. EMPTY: the result holds no response.
-              RESCHEDULE: the model asks for the request to be executed again
+              RESCHEDULE: the model asks for the request to be executed again. FAILURE: the error is not a response of the model's, but
+              that it failed to make one
       kept    indices of the request's blocks that the model still views when execute is over; a release of each follows
       blocks  ((segment, offset), ...)                 where the outputs are; each is lent until released
-      output  (name, dtype, shape, index in blocks, offset in the block, nbytes)
+      output  (name, dtype, shape, index in blocks, offset in the block, nbytes); for what is in a region of the client's, index
+              IN_REGION and offset 0
       error   () or (code, text)
     call      (call, flags, model, version, blocks, inputs, requested names, extras), a request that the model makes; or (call,), which
               cancels it
@@ -42,7 +47,7 @@ import msgpack
 from .dtype import BY_CODE, BYTES, element_count
 from .errors import ProtocolError
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 _REMEMBERED = 1024
 
@@ -60,8 +65,11 @@ pass for an offset that was checked."""
 INDIRECT, WORK, FINALIZE = 0, 1, 2
 NEWS = 1
 
-FINAL, RETURNED, EMPTY, RESCHEDULE = 1, 2, 4, 8
-_RESULT_FLAGS = FINAL | RETURNED | EMPTY | RESCHEDULE
+FINAL, RETURNED, EMPTY, RESCHEDULE, FAILURE = 1, 2, 4, 8, 16
+_RESULT_FLAGS = FINAL | RETURNED | EMPTY | RESCHEDULE | FAILURE
+
+IN_REGION = -1
+"""Instead of the index of a block: the output is where the client wanted it, in a region of its own."""
 
 STREAM, BLOCKING = 1, 2
 _CALL_FLAGS = STREAM | BLOCKING
@@ -164,7 +172,7 @@ def _check_blocks(blocks: Any) -> None:
 
 
 def _check_request(request: Any) -> None:
-    key, borrowed, blocks, inputs, extras = request
+    key, borrowed, blocks, inputs, extras, regions = request
     if type(key) is not int or type(borrowed) is not bool:
         raise ValueError(f"request {key!r}")
     sizes = []
@@ -172,6 +180,8 @@ def _check_request(request: Any) -> None:
         if type(segment) is not int or type(offset) is not int or type(size) is not int:
             raise ValueError(f"request {key!r} in {size!r} bytes at {offset!r} of segment {segment!r}")
         sizes.append(size)
+    if regions:
+        sizes += _check_regions(regions)
     if len(sizes) != 1 or (marshalled(inputs, 2), sizes[0]) not in _known_tensors:
         _check_inputs(inputs, sizes)
     if extras:
@@ -180,6 +190,27 @@ def _check_request(request: Any) -> None:
         for name in () if requested is None else requested:
             if type(name) is not int:
                 raise ValueError(f"requested output {name!r}")
+
+
+def _check_regions(regions: Any) -> List[int]:
+    """The sizes of the blocks that are to be copied."""
+    if type(regions) is not tuple:
+        raise ValueError(f"regions {regions!r}")
+    reads, writes = regions
+    sizes = []
+    for region, offset, size in reads:
+        _check_place(region, offset, size)
+        sizes.append(size)
+    for output, region, offset, size in writes:
+        _check_place(region, offset, size)
+        if type(output) is not int or output < 0:
+            raise ValueError(f"output {output!r} in a region")
+    return sizes
+
+
+def _check_place(region: Any, offset: Any, size: Any) -> None:
+    if type(region) is not int or type(offset) is not int or type(size) is not int or offset < 0 or size < 0:
+        raise ValueError(f"{size!r} bytes at {offset!r} of region {region!r}")
 
 
 def _check_extras(request_id: Any, parameters: Any, correlation_id: Any, flags: Any, timeout: Any) -> None:
@@ -260,7 +291,8 @@ def _check_outputs(outputs: Any, blocks: int) -> None:
         raise ValueError(f"outputs {outputs!r}")
     for name, dtype, shape, block, offset, nbytes in outputs:
         _check_tensor(name, dtype, shape, offset, nbytes)
-        _check_index(name, block, blocks)
+        if type(block) is not int or block != IN_REGION or offset != 0:
+            _check_index(name, block, blocks)
     _remember(_known_tensors, (marshalled(outputs, 2), ~blocks))
 
 

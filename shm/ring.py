@@ -1,6 +1,6 @@
 """The two rings between a parent and a stub, and their doorbells.
 
-Both lie in one segment of 4,096 + 2 * 64 * 4,096 + 16,384 bytes, the channel. "down" is parent to stub, "up" is stub to parent:
+Both lie in one segment of 4,096 + 2 * 64 * 4,096 + 2 * 16,384 bytes, the channel. "down" is parent to stub, "up" is stub to parent:
 
     offset  bytes  word                 written by
     0       8      magic and version    parent, before the stub starts
@@ -9,10 +9,13 @@ Both lie in one segment of 4,096 + 2 * 64 * 4,096 + 16,384 bytes, the channel. "
     192     8      up: consumed         parent
     256     8      up: asleep           parent 1, stub 0
     320     8      started              stub      key of the last request whose execute has begun, plus one
+    384     8      verbose              parent    1 when lines of level VERBOSE are wanted
     4096    64 * 4096                   down: slots, written by the parent
     266240  64 * 4096                   up: slots, written by the stub
     528384  16384                       cancelled: a byte for each open request, at its key modulo 16,384; 1 when nobody wants its
                                         answer any more. Written by the parent, which gives no two open requests the same byte
+    544768  16384                       held: a byte for each open request, at the same place; 1 while so many responses wait for its client
+                                        that no more should be sent. Written by the parent
 
     slot:   0      8      sequence      producer, last: n + 1 when the slot holds record n
             8      8      length        producer
@@ -45,11 +48,13 @@ MAGIC = 0x7374_7562_6C65_7401
 CONSUMED = {"down": 64, "up": 192}
 ASLEEP = {"down": 128, "up": 256}
 STARTED = 320
+VERBOSE = 384
 FIRST_SLOT = {"down": HEADER_BYTES, "up": HEADER_BYTES + SLOTS * SLOT_BYTES}
 CANCELLED = HEADER_BYTES + 2 * SLOTS * SLOT_BYTES
 OPEN_REQUESTS = 16384
 """How many requests of one stub may be open at a time; a power of two."""
-CHANNEL_BYTES = CANCELLED + OPEN_REQUESTS
+HELD = CANCELLED + OPEN_REQUESTS
+CHANNEL_BYTES = HELD + OPEN_REQUESTS
 
 _PREFIX = 16
 RECORD_BYTES = SLOT_BYTES - _PREFIX
@@ -61,7 +66,7 @@ _ONE = (1).to_bytes(8, "little")
 class Words:
     """The channel as 64-bit words, by byte offset / 8. Loads and stores of one are single instructions."""
 
-    __slots__ = ("cancelled", "memory", "view")
+    __slots__ = ("cancelled", "held", "memory", "view")
 
     def __init__(self, segment: Segment) -> None:
         if segment.size < CHANNEL_BYTES:
@@ -69,6 +74,7 @@ class Words:
         self.memory = segment.memory
         self.view = memoryview(segment.memory).cast("Q")
         self.cancelled = memoryview(segment.memory)[CANCELLED : CANCELLED + OPEN_REQUESTS]
+        self.held = memoryview(segment.memory)[HELD : HELD + OPEN_REQUESTS]
 
     def format(self) -> None:
         """Writes the magic word (parent, before the stub starts)."""
@@ -83,6 +89,15 @@ class Words:
     def started(self) -> int:
         """Requests with a key below this one have begun to be executed."""
         return self.view[STARTED // 8]
+
+    @property
+    def verbose(self) -> bool:
+        """Whether the log takes lines of level VERBOSE."""
+        return self.view[VERBOSE // 8] != 0
+
+    @verbose.setter
+    def verbose(self, wanted: bool) -> None:
+        self.view[VERBOSE // 8] = int(wanted)
 
 
 class _End:

@@ -6,11 +6,13 @@ was never finished, the client is told so instead of waiting for ever.
 
 from __future__ import annotations
 
+from time import sleep
 from typing import TYPE_CHECKING, ClassVar, Optional, Set
 
 from ..shm.errors import OutOfSharedMemory
-from ..shm.message import EMPTY, FINAL, ErrorCode
+from ..shm.message import EMPTY, FAILURE, FINAL, ErrorCode
 from ..shm.ring import OPEN_REQUESTS
+from .client_regions import Refused, Writes
 from .error import TritonModelException
 from .placing import NOTHING, Placing
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from .response import InferenceResponse
 
 _SLOT = OPEN_REQUESTS - 1
+_LEAST_PAUSE, _MOST_PAUSE = 0.0005, 0.01
 
 _DROPPED = "the model dropped the request and its response sender without TRITONSERVER_RESPONSE_COMPLETE_FINAL"
 _UNANSWERED = "execute returned None for the request, and no response sender answered it before the model dropped both"
@@ -27,16 +30,18 @@ _UNANSWERED = "execute returned None for the request, and no response sender ans
 class Exchange:
     """``closed``: nothing more may be sent. ``sent``: a response was. Both change under the lock of the outbox."""
 
-    __slots__ = ("_cancelled", "closed", "key", "reschedule", "sent", "wanted")
+    __slots__ = ("_cancelled", "closed", "key", "reschedule", "sent", "wanted", "writes")
 
     outbox: ClassVar[Outbox]
     placing: ClassVar[Placing]
     cancelled_flags: ClassVar[memoryview]
+    held_flags: ClassVar[memoryview]
     decoupled: ClassVar[bool] = False
 
-    def __init__(self, key: int, wanted: Set[str]) -> None:
+    def __init__(self, key: int, wanted: Set[str], writes: Optional[Writes] = None) -> None:
         self.key = key
         self.wanted = wanted
+        self.writes = writes
         self.closed = False
         self.sent = False
         self.reschedule = False
@@ -55,12 +60,18 @@ class Exchange:
             TritonModelException: see ``InferenceResponseSender.send``; or there is no shared memory for the outputs.
         """
         self.check(response)
+        if response is not None and self.held_flags[self.key & _SLOT]:
+            self._wait_for_client()
         answer = NOTHING
         flags = (FINAL if final else 0) | (EMPTY if response is None else 0)
         outbox = self.outbox
         try:
             if response is not None:
-                answer = self.placing.answer(response, self.wanted, goes_on=True)
+                try:
+                    answer = self.placing.answer(response, self.wanted, goes_on=True, writes=self.writes)
+                except Refused as refusal:
+                    flags |= FAILURE
+                    answer = refusal.answer
             with outbox.lock:
                 self.check(response)
                 outbox.write([(self.key, flags, 0, (), *answer)])
@@ -75,13 +86,20 @@ class Exchange:
         finally:
             outbox.sweep()
 
+    def _wait_for_client(self) -> None:
+        """Returns when the client has taken enough of what was sent, or has gone."""
+        pause = _LEAST_PAUSE
+        while self.held_flags[self.key & _SLOT] and not (self.closed or self.outbox.closed or self.is_cancelled()):
+            sleep(pause)
+            pause = min(2 * pause, _MOST_PAUSE)
+
     def fail(self, code: ErrorCode, text: str) -> None:
         """Ends it with an error, if it has not ended."""
         outbox = self.outbox
         with outbox.lock:
             if not self.closed:
                 self.closed = True
-                outbox.write([(self.key, FINAL, 0, (), (), (), (code, text), "")])
+                outbox.write([(self.key, FINAL | FAILURE, 0, (), (), (), (code, text), "")])
         outbox.sweep()
 
     def check(self, response: Optional[InferenceResponse]) -> None:
@@ -101,4 +119,4 @@ class Exchange:
     def __del__(self) -> None:
         if not self.closed:
             text = _DROPPED if self.decoupled or self.sent else _UNANSWERED
-            self.outbox.post_late((self.key, FINAL, 0, (), (), (), (ErrorCode.INTERNAL, text), ""))
+            self.outbox.post_late((self.key, FINAL | FAILURE, 0, (), (), (), (ErrorCode.INTERNAL, text), ""))

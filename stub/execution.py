@@ -12,7 +12,8 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 import numpy as np
 
 from ..shm.dtype import BY_CODE
-from ..shm.message import EMPTY, FINAL, RESCHEDULE, RETURNED, ErrorCode
+from ..shm.message import EMPTY, FAILURE, FINAL, RESCHEDULE, RETURNED, ErrorCode
+from .client_regions import ClientRegions, Refused, Writes
 from .error import TritonModelException, headline
 from .exchange import Exchange
 from .memory import StubMemory
@@ -25,7 +26,7 @@ from .tensor import Tensor
 _REMEMBERED = 256
 
 Message = Tuple[Any, ...]
-Log = Callable[[str, str, int, str], None]
+Log = Callable[..., None]
 
 
 class Executions:
@@ -34,15 +35,24 @@ class Executions:
     Args:
         inputs: names of the model's inputs, in the order of the configuration.
         outputs: of its outputs.
-        log: takes (level, file, line, text).
+        log: takes (level, file, line, text, traceback, request ids).
     """
 
     def __init__(
-        self, memory: StubMemory, outbox: Outbox, placing: Placing, inputs: Sequence[str], outputs: Sequence[str], instance: str, log: Log
+        self,
+        memory: StubMemory,
+        outbox: Outbox,
+        placing: Placing,
+        regions: ClientRegions,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        instance: str,
+        log: Log,
     ) -> None:
         self.memory = memory
         self.outbox = outbox
         self.placing = placing
+        self.regions = regions
         self.instance = instance
         self.log = log
         self._inputs = inputs
@@ -52,25 +62,38 @@ class Executions:
 
     def begin(self, batch: Sequence[Message]) -> Tuple[List[List[InferenceRequest]], Execution]:
         """The requests of a batch, alone in a list so that they can be passed on without being held, and the execution that is to answer
-        them."""
+        them. A request whose inputs cannot be had is answered, and not among them."""
         requests: List[InferenceRequest] = []
         exchanges: List[Exchange] = []
         refs: List[List[weakref.ref]] = []
         memory = self.memory
-        for key, borrowed, blocks, inputs, extras in batch:
+        refused: Dict[int, Answer] = {}
+        for key, borrowed, blocks, inputs, extras, regions in batch:
             bases = memory.borrow(blocks) if borrowed else memory.receive(blocks)
+            writes: Optional[Writes] = None
+            if regions:
+                try:
+                    bases += self.regions.read(regions[0], inputs, len(blocks))
+                except Refused as refusal:
+                    refused[key] = refusal.answer
+                    continue
+                writes = {index: (region, offset, nbytes) for index, region, offset, nbytes in regions[1]}
             refs.append([weakref.ref(base) for base in bases])
             plan = self._plans.get(inputs) or self._plan(inputs)
             tensors = [Tensor._over(name, dtype, shape, bases[i], start, size) for name, dtype, shape, i, start, size in plan]
             if extras:
                 requested = extras[1]
                 wanted = self._all_outputs if requested is None else {self._outputs[i] for i in requested}
-                exchange = Exchange(key, wanted)
+                exchange = Exchange(key, wanted, writes)
                 requests.append(InferenceRequest._received(tensors, exchange, extras[0], *extras[2:]))
             else:
-                exchange = Exchange(key, self._all_outputs)
+                exchange = Exchange(key, self._all_outputs, writes)
                 requests.append(InferenceRequest._received(tensors, exchange))
             exchanges.append(exchange)
+        if refused:
+            batch = [message for message in batch if message[0] not in refused]
+            del bases  # nothing of theirs is kept
+            self.outbox.post([(key, FINAL | RETURNED | FAILURE, 0, (), *answer) for key, answer in refused.items()])
         return [requests], Execution(self, batch, exchanges, refs)
 
     def _plan(self, inputs: Tuple[Any, ...]) -> Tuple[Any, ...]:
@@ -104,10 +127,15 @@ class Execution:
         took = perf_counter_ns() - self.started
         placing = self._common.placing
         answers: List[Optional[Answer]] = []
+        failed: Set[int] = set()
         try:
             responses = check_returned(values.pop(), self.exchanges, self._common.instance)
             for response, exchange in zip(responses, self.exchanges):
-                answers.append(None if response is None else placing.answer(response, exchange.wanted, goes_on=False))
+                try:
+                    answers.append(None if response is None else placing.answer(response, exchange.wanted, False, exchange.writes))
+                except Refused as refusal:
+                    failed.add(exchange.key)
+                    answers.append(refusal.answer)
         except BaseException as error:
             for answer in answers:
                 if answer is not None:
@@ -115,7 +143,7 @@ class Execution:
             self.raised(error, took)
             return
         del responses, response
-        self._post(answers, took)
+        self._post(answers, failed, took)
 
     def raised(self, error: BaseException, took: Optional[int] = None) -> None:
         """``execute`` raised, or returned what it may not: the requests that are not finished fail with that."""
@@ -126,7 +154,7 @@ class Execution:
             for index, exchange in enumerate(self.exchanges):
                 open_ = not exchange.closed
                 exchange.closed = True
-                flags = RETURNED | FINAL if open_ else RETURNED | EMPTY
+                flags = RETURNED | FINAL | FAILURE if open_ else RETURNED | EMPTY
                 results.append((exchange.key, flags, took, self._kept(index), *(failure if open_ else NOTHING)))
             self._common.outbox.write_results(results)
         self._common.outbox.sweep()
@@ -152,7 +180,7 @@ class Execution:
         for exchange in self.exchanges:
             exchange.fail(code, text)
 
-    def _post(self, answers: Sequence[Optional[Answer]], took: int) -> None:
+    def _post(self, answers: Sequence[Optional[Answer]], failed: Set[int], took: int) -> None:
         results: List[Tuple[Any, ...]] = []
         outbox = self._common.outbox
         with outbox.lock:
@@ -164,7 +192,7 @@ class Execution:
                     answer = None
                 if answer is not None:
                     exchange.closed = exchange.sent = True
-                    flags |= FINAL
+                    flags |= FINAL | FAILURE if exchange.key in failed else FINAL
                 elif exchange.reschedule and not exchange.closed:
                     exchange.closed = True
                     flags |= FINAL | EMPTY | RESCHEDULE
@@ -177,12 +205,17 @@ class Execution:
     def _kept(self, index: int, answer: Answer = NOTHING) -> Sequence[int]:
         """Which of a request's blocks the model still views; what an answer says of such a block is copied. Under the lock of the outbox:
         their release must not be written before it has been written that they are kept."""
-        _, borrowed, blocks, _, _ = self._batch[index]
+        _, borrowed, blocks, *_ = self._batch[index]
         memory = self._common.memory
         kept = []
         for i, ref in enumerate(self._refs[index]):
             base: Optional[np.ndarray] = ref()
-            if base is not None and memory.let_go(blocks[i], base):
+            if base is not None and i >= len(blocks):
+                # A copy of what lies in a region of the client's is nobody's to be given back.
+                key = memory.key_of(base)
+                if key in answer[0]:
+                    memory.detach(answer[0], key, base)
+            elif base is not None and memory.let_go(blocks[i], base):
                 kept.append(i)
                 key = blocks[i][:2]
                 if key in answer[0] and not borrowed:
@@ -199,7 +232,8 @@ class Execution:
         cancelled = isinstance(error, asyncio.CancelledError)
         if not cancelled:
             trace = "".join(traceback.format_exception(None, error, error.__traceback__))
-            self._common.log("ERROR", os.path.basename(file), line, text + "\n" + trace)
+            requests = ", ".join(extras[0] for _, _, _, _, extras, *_ in self._batch if extras and extras[0])
+            self._common.log("ERROR", os.path.basename(file), line, text, trace, requests)
         # The frames hold the requests, and so their memory, for as long as the exception lives.
         traceback.clear_frames(error.__traceback__)
         error.__traceback__ = None

@@ -14,8 +14,10 @@ from .error import TritonModelException
 from .standalone import Standalone
 
 
-def _print_log(level: str, file: str, line: int, text: str) -> None:
+def _print_log(level: str, file: str, line: int, text: str, exception: str = "") -> None:
     print(f"{level} {file}:{line}] {text}", file=sys.stderr)
+    if exception:
+        print(exception, file=sys.stderr)
 
 
 class _NoCaller:
@@ -28,14 +30,14 @@ class _NoCaller:
 
 
 class Host:
-    """``log``: takes (level, file, line, text). ``allocate``: bytes -> UINT8 array to place an output in. ``free_memory``: bytes that are
+    """``log``: takes (level, file, line, text) and, if there is one, a traceback. ``allocate``: bytes -> UINT8 array to place an output in. ``free_memory``: bytes that are
     free in the shared memory for outputs. ``model_dir``: the version directory of the model. ``instance``: its name, empty outside a
     server. ``caller``: executes requests that the model makes (``stublet.stub.caller``).
 
     ``ask`` takes a question and its arguments to the server and returns the answer, or raises TritonModelException with the server's
     text. ``tell`` does not wait for anything; it is ordered with ``ask``, and may be called in any thread and by the garbage collector."""
 
-    log: Callable[[str, str, int, str], None] = staticmethod(_print_log)
+    log: Callable[..., None] = staticmethod(_print_log)
     allocate: Callable[[int], np.ndarray] = staticmethod(lambda nbytes: np.empty(nbytes, np.uint8))
     free_memory: Callable[[], int] = staticmethod(lambda: 0)
     model_dir: str = ""

@@ -75,7 +75,9 @@ class ForwardingHandler(logging.Handler):
         else:
             level = LogLevel.VERBOSE
         try:
-            host.log(level.value, record.filename, record.lineno, self.format(record))
+            message = record.getMessage()
+            trace = self.format(record)[len(message) :].strip("\n")
+            host.log(level.value, record.filename, record.lineno, message, *((trace,) if trace else ()))
         except Exception:
             # As every handler does: a record that cannot be formatted is told on stderr, and the model goes on.
             self.handleError(record)

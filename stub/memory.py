@@ -44,13 +44,15 @@ Place = Tuple[int, int, int]
 class _Home(NamedTuple):
     """Where a base array lies: what an output over it can be named by.
 
-    ``private``: the mapping, if it is a copy-on-write one, and ``faults``: the page faults so far when the base was made.
+    ``is_input``: the model may write to it for itself. ``private``: the mapping, if it is a copy-on-write one, and ``faults``: the page
+    faults so far when the base was made.
     """
 
     key: BlockKey
     start: int
     end: int
     block: Optional[Block]
+    is_input: bool
     private: Optional[mmap.mmap]
     faults: Optional[Tuple[int, ...]]
 
@@ -102,9 +104,21 @@ class StubMemory:
         for segment_id, offset, nbytes in blocks:
             base = np.ndarray((nbytes,), np.uint8, self._locate(segment_id, offset, nbytes).memory, offset)
             if nbytes >= REFERENCE_BYTES:
-                self._settle_in(base, (segment_id, offset), None)
+                self._settle_in(base, (segment_id, offset), None, is_input=True)
             bases.append(base)
         return bases
+
+    def take_in(self, nbytes: int) -> np.ndarray:
+        """Memory in the arena for an input, UINT8 [nbytes], given back when its last view and its last response are gone.
+
+        Raises:
+            OutOfSharedMemory: no room.
+        """
+        return self._new(nbytes, is_input=True)
+
+    def key_of(self, base: np.ndarray) -> BlockKey:
+        """Of what ``take_in`` made."""
+        return self._homes[base.__array_interface__["data"][0]].key
 
     def borrow(self, blocks: Sequence[Place]) -> List[np.ndarray]:
         """The bytes of another stub's blocks; what is written to them is seen by nobody else.
@@ -168,7 +182,7 @@ class StubMemory:
             except OutOfSharedMemory:
                 return None
             base = np.ndarray((nbytes,), np.uint8, mapping, offset)
-            if self._settle_in(base, (segment.id, offset), None, mapping):
+            if self._settle_in(base, (segment.id, offset), None, private=mapping):
                 return base
         return None
 
@@ -180,11 +194,14 @@ class StubMemory:
         Raises:
             OutOfSharedMemory: no room.
         """
+        return self._new(nbytes, is_input=False)
+
+    def _new(self, nbytes: int, is_input: bool) -> np.ndarray:
         with self._lock:
             block = self.arena.allocate(nbytes)
         base = np.ndarray((nbytes,), np.uint8, block.segment.memory, block.offset)
         weakref.finalize(base, self.arena.dropped.append, block).atexit = False
-        self._settle_in(base, block.key, block)
+        self._settle_in(base, block.key, block, is_input)
         return base
 
     def release(self, keys: Sequence[BlockKey]) -> None:
@@ -272,7 +289,7 @@ class StubMemory:
         return len(entries) != count or bool(np.any((state == 0b100) | (state == 0b010) | (state == 0b110)))
 
     def detach(self, blocks: List[BlockKey], key: BlockKey, base: np.ndarray) -> None:
-        """Names a copy instead of a block that was received: the model keeps a view of that, and may write to it while others read. Where
+        """Names a copy instead of a block of inputs: the model keeps a view of that, and may write to it while others read. Where
         there is no room for a copy, the model had better not."""
         try:
             copy = self.empty(base.size)
@@ -285,13 +302,15 @@ class StubMemory:
             if named == key:
                 with self._lock:
                     home.block.retain()
+                    own = self.arena.find(key)
+                    if own is not None:
+                        own.release()
                 blocks[index] = home.key
 
     def _share(self, tensor: Tensor, goes_on: bool) -> _Home:
         """Where a large tensor lies, once more lent; it is copied to the arena if it is not in shared memory, or may not stay there."""
         home = self._home(_address(tensor), tensor._nbytes)
-        is_input = home is not None and home.block is None and home.private is None
-        if home is None or (is_input and goes_on):
+        if home is None or (home.is_input and goes_on):
             base = self.empty(tensor._nbytes)
             home = self._homes[base.__array_interface__["data"][0]]
             assert home.block is not None
@@ -320,10 +339,12 @@ class StubMemory:
             memory[begin : begin + tensor._nbytes] = tensor._snapshot()
         return block.key
 
-    def _settle_in(self, base: np.ndarray, key: BlockKey, block: Optional[Block], private: Optional[mmap.mmap] = None) -> bool:
+    def _settle_in(
+        self, base: np.ndarray, key: BlockKey, block: Optional[Block], is_input: bool = False, private: Optional[mmap.mmap] = None
+    ) -> bool:
         """Notes where a base lies; False if it is private and another base lies there, or is just leaving."""
         start = base.__array_interface__["data"][0]
-        home = _Home(key, start, start + base.size, block, private, _page_faults() if private is not None else None)
+        home = _Home(key, start, start + base.size, block, is_input, private, _page_faults() if private is not None else None)
         if private is None:
             self._homes[start] = home
         elif self._homes.setdefault(start, home) is not home:

@@ -8,7 +8,7 @@ from time import sleep
 from typing import Any, Deque, List, Sequence, Tuple
 
 from ..shm.errors import OutOfSharedMemory
-from ..shm.message import EMPTY, INDIRECT, NEWS, ErrorCode, packer
+from ..shm.message import EMPTY, FAILURE, INDIRECT, NEWS, ErrorCode, packer
 from ..shm.ring import RECORD_BYTES, Producer
 from .memory import StubMemory
 
@@ -87,7 +87,7 @@ class Outbox:
                 except OutOfSharedMemory as error:
                     key, flags, nanoseconds, kept, blocks, *_ = result
                     self._memory.take_back(blocks)
-                    self.write([(key, flags & ~EMPTY, nanoseconds, kept, (), (), (ErrorCode.INTERNAL, str(error)), "")])
+                    self.write([(key, flags & ~EMPTY | FAILURE, nanoseconds, kept, (), (), (ErrorCode.INTERNAL, str(error)), "")])
 
     def sweep(self) -> None:
         """Writes what came while the lock was held. Call after letting go of it."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
+from .client_regions import ClientRegions, Refused, Writes
 from .memory import StubMemory
 from .response import InferenceResponse
+from .tensor import Tensor
 
 Answer = Tuple[Any, Any, Any, str]
 """(blocks, outputs, error, parameters) of a result."""
@@ -19,21 +21,26 @@ class Placing:
     warn: tells the log something that is wrong with the model.
     """
 
-    def __init__(self, memory: StubMemory, outputs: Sequence[str], instance: str, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, memory: StubMemory, regions: ClientRegions, outputs: Sequence[str], instance: str, warn: Callable[[str], None]
+    ) -> None:
         self._memory = memory
+        self._regions = regions
         self._outputs: Dict[str, int] = {name: i for i, name in enumerate(outputs)}
         self._instance = instance
         self._warn = warn
         self._unknown: Set[str] = set()
 
-    def answer(self, response: InferenceResponse, wanted: Set[str], goes_on: bool) -> Answer:
+    def answer(self, response: InferenceResponse, wanted: Set[str], goes_on: bool, writes: Optional[Writes] = None) -> Answer:
         """Places the outputs of ``response`` whose names are in ``wanted``.
 
         Args:
             goes_on: the model may still change what it sends, because ``execute`` is not over.
+            writes: the outputs that go to regions of the client's.
 
         Raises:
             OutOfSharedMemory: no room.
+            Refused: an output does not go to its region.
         """
         error = response._error
         if error is not None:
@@ -42,9 +49,23 @@ class Placing:
         tensors = [(outputs[t._name], t) for t in response._output_tensors if t._name in wanted]
         if len(tensors) != len(response._output_tensors):
             self._note_unknown(response)
+        parameters = "" if response._parameters == "{}" else response._parameters
+        if writes:
+            return self._to_regions(tensors, goes_on, writes, parameters)
         blocks, described = self._memory.place(tensors, goes_on)
-        parameters = response._parameters
-        return blocks, described, (), "" if parameters == "{}" else parameters
+        return blocks, described, (), parameters
+
+    def _to_regions(self, tensors: List[Tuple[int, Tensor]], goes_on: bool, writes: Writes, parameters: str) -> Answer:
+        here = [(index, tensor) for index, tensor in tensors if index not in writes]
+        there = [(index, tensor) for index, tensor in tensors if index in writes]
+        blocks: List[Any] = []
+        try:
+            self._regions.check(there, writes)
+            blocks, described = self._memory.place(here, goes_on)
+            return blocks, described + self._regions.write(there, writes), (), parameters
+        except Refused:
+            self._memory.take_back(blocks)
+            raise
 
     def take_back(self, answer: Answer) -> None:
         """The answer is not going to be sent."""

@@ -22,12 +22,13 @@ import numpy as np
 
 from ..shm.control import AUTO_COMPLETE, CHECKED, COMPLETED, FAILED, HELLO, LOAD, READY, ControlSocket
 from ..shm.errors import PeerGone, ProtocolError
-from ..shm.message import FINAL, FINALIZE, INDIRECT, PROTOCOL_VERSION, RETURNED, ErrorCode, decode_down
+from ..shm.message import FAILURE, FINAL, FINALIZE, INDIRECT, PROTOCOL_VERSION, RETURNED, ErrorCode, decode_down
 from ..shm.polling import MICROSECOND, PollBudget
 from ..shm.ring import CHANNEL_BYTES, OPEN_REQUESTS, STARTED, Consumer, Producer, Words
 from ..shm.segment import Segment
 from . import auto_complete
 from .caller import Caller
+from .client_regions import ClientRegions
 from .error import TritonModelException, with_frames
 from .event_loop import EventLoop
 from .exchange import Exchange
@@ -58,6 +59,7 @@ class Stub:
         self._forked = False
         self._loop = EventLoop()
         self._executing = False
+        self._is_verbose: Callable[[], bool] = lambda: False
         # Each is counted by one thread only, so that no lock is needed.
         self._coroutines_begun = 0
         self._coroutines_ended = 0
@@ -93,6 +95,7 @@ class Stub:
         words.check()
         self._words = words.view
         self._cancelled = words.cancelled
+        self._is_verbose = lambda: words.verbose
         self._instance: str = settings["args"]["model_instance_name"]
         self._decoupled: bool = settings["decoupled"]
         self._max_concurrent: int = settings["max_concurrent"]
@@ -103,12 +106,12 @@ class Stub:
         link = self._link
         self._memory = StubMemory(link.segments, link.fetch, self._grow, self._inbox.look, settings["quantum"])
         self._outbox = Outbox(Producer(words, "up", up_bell), self._memory)
-        placing = Placing(self._memory, settings["outputs"], self._instance, self._warn)
+        inputs, outputs = settings["inputs"], settings["outputs"]
+        regions = ClientRegions(self._memory, link.fetch_region, settings["args"]["model_name"], inputs, outputs)
+        placing = Placing(self._memory, regions, outputs, self._instance, self._warn)
         Exchange.outbox, Exchange.placing = self._outbox, placing
-        Exchange.cancelled_flags, Exchange.decoupled = words.cancelled, self._decoupled
-        self._executions = Executions(
-            self._memory, self._outbox, placing, settings["inputs"], settings["outputs"], self._instance, link.log
-        )
+        Exchange.cancelled_flags, Exchange.held_flags, Exchange.decoupled = words.cancelled, words.held, self._decoupled
+        self._executions = Executions(self._memory, self._outbox, placing, regions, inputs, outputs, self._instance, link.log)
         self._caller = Caller(self._inbox, self._outbox, self._memory, PollBudget(poll_ns), self._blocks_execute)
         link.on_check = self._check_ready
         link.on_cancel = self._cancel_coroutine
@@ -121,8 +124,7 @@ class Stub:
 
     def _bind_host(self, settings: Dict[str, Any]) -> None:
         link = self._link
-        verbose = settings["verbose"]
-        host.log = lambda level, *line: link.log(level, *line) if verbose or level != LogLevel.VERBOSE.value else None
+        host.log = lambda level, *line: link.log(level, *line) if level != LogLevel.VERBOSE.value or self._is_verbose() else None
         host.ask = link.ask
         host.tell = link.tell
         host.model_dir = settings["model_dir"]
@@ -132,6 +134,7 @@ class Stub:
     def _complete(self, settings: Dict[str, Any]) -> int:
         """Runs ``auto_complete_config``, and nothing else."""
         self._link.start()
+        self._is_verbose = lambda: settings["verbose"]
         host.instance = settings["model_name"]
         self._bind_host(settings)
         completed = self._reporting(lambda: auto_complete.run(settings))
@@ -212,6 +215,8 @@ class Stub:
                 return
         # Nothing here may hold the requests when ``execute`` returns: what does then is the model's.
         holder, execution = self._executions.begin(batch)
+        if not holder[0]:
+            return
         self._executing = True
         try:
             values = [self._execute_model(holder.pop())]
@@ -241,7 +246,7 @@ class Stub:
         wanted, results = [], []
         for message in batch:
             if self._cancelled[message[0] & _SLOT]:
-                results.append((message[0], FINAL | RETURNED, 0, (), *answer))
+                results.append((message[0], FINAL | RETURNED | FAILURE, 0, (), *answer))
             else:
                 wanted.append(message)
         self._outbox.post(results)
@@ -345,13 +350,13 @@ class Stub:
             try:
                 tell(await awaitable)
             except BaseException:
-                self._warn(f"is_ready of '{self._instance}' failed\n{traceback.format_exc()}")
+                self._warn(f"is_ready of '{self._instance}' failed", traceback.format_exc())
                 tell(None)
 
         try:
             answer = self._model.is_ready()
         except BaseException:
-            self._warn(f"is_ready of '{self._instance}' failed\n{traceback.format_exc()}")
+            self._warn(f"is_ready of '{self._instance}' failed", traceback.format_exc())
             answer = None
         if hasattr(answer, "__await__"):
             self._loop.run(tell_later(answer))
@@ -366,7 +371,7 @@ class Stub:
         try:
             self._model.finalize()
         except BaseException:
-            self._link.log("ERROR", "model.py", 0, f"finalize of '{self._instance}' failed\n{traceback.format_exc()}")
+            self._link.log("ERROR", "model.py", 0, f"finalize of '{self._instance}' failed", traceback.format_exc())
 
     def _in_forked_child(self) -> None:
         """The model forked: what the child must not touch is taken from it."""
@@ -381,8 +386,8 @@ class Stub:
         host.ask = refuse
         host.allocate = lambda nbytes: np.empty(nbytes, np.uint8)
 
-    def _warn(self, text: str) -> None:
-        self._link.log("WARNING", "model.py", 0, text)
+    def _warn(self, text: str, exception: str = "") -> None:
+        self._link.log("WARNING", "model.py", 0, text, exception)
 
     def _grow(self, nbytes: int) -> Segment:
         return self._link.grow(nbytes, self._memory.arena.add)

@@ -11,10 +11,12 @@ from collections import deque
 from contextlib import suppress
 from typing import Any, Callable, Deque, Dict, List, NoReturn, Optional, Sequence, Tuple
 
-from ..shm.control import ANSWER, ASK, CANCEL, CHECK, FORGET, GROW, LOG, NO_SEGMENT, SEGMENT, TELL, ControlSocket, close_all
+from ..shm.control import ANSWER, ASK, CANCEL, CHECK, FORGET, GROW, LOG, NO_SEGMENT, REGION, SEGMENT, TELL, ControlSocket, close_all
 from ..shm.errors import OutOfSharedMemory, PeerGone, ProtocolError
 from ..shm.segment import EAGER_BYTES, Segment, SegmentTable
+from .client_regions import Region
 from .error import TritonModelException
+from .guarded_copy import Window
 
 _ANSWER_SECONDS = 30.0
 """How long the parent's loop may take to send a segment that it has announced."""
@@ -22,8 +24,6 @@ _ANSWER_SECONDS = 30.0
 _DROPS = "metric.drop_"
 _LINES_AT_ONCE = 32
 _LEAST_LINES_BYTES = 48 << 10
-
-LogLine = Tuple[str, str, int, str]
 
 
 class ServerLink:
@@ -34,6 +34,7 @@ class ServerLink:
         self._control = control
         self.segments = SegmentTable()
         """The parent's segments and those of other stubs."""
+        self._regions: Dict[int, Region] = {}
         self._arrived = threading.Condition()
         self._for_arena: queue.SimpleQueue[Optional[Segment]] = queue.SimpleQueue()
         self._numbers = itertools.count()
@@ -64,6 +65,17 @@ class ServerLink:
                 raise ProtocolError(f"the server did not send segment {segment_id} within {_ANSWER_SECONDS:.0f} seconds")
             found: Segment = self.segments[segment_id]
             return found
+
+    def fetch_region(self, region_id: int) -> Region:
+        """Waits for shared memory of a client's, which the parent sent before it named it.
+
+        Raises:
+            ProtocolError: it did not come.
+        """
+        with self._arrived:
+            if not self._arrived.wait_for(lambda: region_id in self._regions, _ANSWER_SECONDS):
+                raise ProtocolError(f"the server did not send region {region_id} within {_ANSWER_SECONDS:.0f} seconds")
+            return self._regions[region_id]
 
     def grow(self, nbytes: int, add: Callable[[Segment], None]) -> Segment:
         """A segment for the arena.
@@ -119,9 +131,9 @@ class ServerLink:
         if not (self._forked and what.startswith(_DROPS)):
             self._post((TELL, what, arguments))
 
-    def log(self, level: str, file: str, line: int, text: str) -> None:
-        """Tells the log a line, like ``tell``."""
-        self._post((LOG, (level, file, line, text)))
+    def log(self, level: str, file: str, line: int, text: str, exception: str = "", request_id: str = "") -> None:
+        """Tells the log a line, like ``tell``; ``exception`` is a traceback, ``request_id`` what it is about."""
+        self._post((LOG, (level, file, line, text, exception, request_id)))
 
     def flush(self) -> None:
         """Sends everything that was told or logged."""
@@ -219,11 +231,19 @@ class ServerLink:
         kind, *parts = message
         if kind == SEGMENT:
             self._take_segment(fds, *parts)
+        elif kind == REGION:
+            region_id, name, offset, nbytes = parts
+            with self._arrived:
+                self._regions[region_id] = Region(name, Window(fds[0], offset, nbytes))
+                self._arrived.notify_all()
         elif kind == FORGET:
             for segment_id in parts[0]:
                 forgotten = self.segments.pop(segment_id, None)
                 if forgotten is not None:
                     forgotten.close()
+                region = self._regions.pop(segment_id, None)
+                if region is not None:
+                    region.window.close()
         elif kind == ANSWER:
             number, error, value = parts
             self._answers.pop(number).put((error, value))

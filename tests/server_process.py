@@ -69,16 +69,19 @@ def assert_no_names_left() -> None:
 
 
 class ServerProcess:
-    """``stublet serve`` with these arguments, on free ports. ``start`` waits until it serves, ``stop`` ends it in good order."""
+    """``stublet serve`` with these arguments, on free ports, and without gRPC unless ``--grpc-port`` is among them. ``start`` waits until it
+    serves, ``stop`` ends it in good order."""
 
     def __init__(self, directory: Path, repository: Path, *arguments: str, env: Optional[Dict[str, str]] = None) -> None:
         self._out = directory / "stdout.txt"
         self._err = directory / "stderr.txt"
-        command = [sys.executable, "-m", "stublet.parent", "serve", str(repository), "--http-port", "0", "--metrics-port", "0", *arguments]
+        command = [sys.executable, "-m", "stublet.parent", "serve", str(repository), "--http-port", "0"]
+        command += ["--metrics-port", "0", *(() if "--grpc-port" in arguments else ("--allow-grpc=false",)), *arguments]
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env={**os.environ, **(env or {})})
         self.pid = self._process.pid
         self.port = 0
+        self.grpc_port = 0
         self.metrics_port = 0
         self._family: List[int] = []
         self._asked_to_end = False
@@ -98,6 +101,11 @@ class ServerProcess:
         """``host:port``, as tritonclient wants it."""
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def grpc_address(self) -> str:
+        """The same for gRPC."""
+        return f"127.0.0.1:{self.grpc_port}"
+
     def start(self, seconds: float = DEADLINE) -> ServerProcess:
         """Waits until the address is printed, which comes when the models are loaded."""
         try:
@@ -112,8 +120,10 @@ class ServerProcess:
 
     def _find_port(self) -> bool:
         out = self.out
-        match = re.search(r"^HTTP +http://127\.0\.0\.1:(\d+)$", out, re.MULTILINE)
+        match = re.search(r"^HTTP +https?://127\.0\.0\.1:(\d+)$", out, re.MULTILINE)
         self.port = int(match[1]) if match else 0
+        grpc = re.search(r"^gRPC +127\.0\.0\.1:(\d+)$", out, re.MULTILINE)
+        self.grpc_port = int(grpc[1]) if grpc else 0
         last = re.search(r"^metrics +(?:off|http://.+:(\d+)/metrics)\n\Z", out, re.MULTILINE)
         self.metrics_port = int(last[1] or 0) if last else 0
         return last is not None
@@ -183,5 +193,5 @@ def serving(directory: Path, repository: Path, *arguments: str, tracebacks: bool
 
 def run_serve(*arguments: str, env: Optional[Dict[str, str]] = None) -> subprocess.CompletedProcess[str]:
     """A ``stublet serve`` that is expected to end by itself."""
-    command: Sequence[Any] = [sys.executable, "-m", "stublet.parent", "serve", "--metrics-port", "0", *arguments]
+    command: Sequence[Any] = [sys.executable, "-m", "stublet.parent", "serve", "--metrics-port", "0", "--grpc-port", "0", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, env={**os.environ, **(env or {})})

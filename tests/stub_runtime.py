@@ -13,6 +13,7 @@ from stublet.shm.dtype import BY_CODE, BY_NAME
 from stublet.shm.errors import OutOfSharedMemory, ProtocolError
 from stublet.shm.message import INDIRECT, NEWS, decode_up
 from stublet.shm.segment import Segment, SegmentTable
+from stublet.stub.client_regions import ClientRegions, Region
 from stublet.stub.exchange import Exchange
 from stublet.stub.execution import Execution, Executions
 from stublet.stub.host import host
@@ -106,10 +107,13 @@ class Runtime:
         self.memory = self.store.memory
         self.outbox = Outbox(channel.producers["up"], self.memory)
         self.warnings: List[str] = []
-        self.logged: List[Tuple[str, str, int, str]] = []
-        self.placing = Placing(self.memory, outputs, "model_0_0", self.warnings.append)
+        self.logged: List[Tuple[Any, ...]] = []
+        self.regions: Dict[int, Region] = {}
+        """Those of clients that the stub was told of."""
+        regions = ClientRegions(self.memory, self.regions.__getitem__, "model", inputs, outputs)
+        self.placing = Placing(self.memory, regions, outputs, "model_0_0", self.warnings.append)
         self.executions = Executions(
-            self.memory, self.outbox, self.placing, inputs, outputs, "model_0_0", lambda *line: self.logged.append(line)
+            self.memory, self.outbox, self.placing, regions, inputs, outputs, "model_0_0", lambda *line: self.logged.append(line)
         )
         self._keys = 0
 
@@ -142,7 +146,7 @@ class Runtime:
             inputs.append((index, BY_NAME["FP32"].code, data.shape, 0, offset, data.nbytes))
             offset += data.nbytes
         self._keys += 1
-        return self._keys - 1, borrowed, ((segment, start, offset),), tuple(inputs), extras
+        return self._keys - 1, borrowed, ((segment, start, offset),), tuple(inputs), extras, ()
 
     def begin(self, *batch: Row) -> Tuple[List[InferenceRequest], Execution]:
         """The requests that the model gets, and the execution. Nobody but the caller holds the requests."""
@@ -161,6 +165,7 @@ def running(
             "outbox": runtime.outbox,
             "placing": runtime.placing,
             "cancelled_flags": channel.words.cancelled,
+            "held_flags": channel.words.held,
             "decoupled": decoupled,
         }
         for name, value in classwide.items():

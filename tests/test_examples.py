@@ -28,8 +28,8 @@ REPOSITORIES = {
     "environment": Repository(),
     "model_control": Repository(options=("--model-control-mode=explicit", "--load-model=on_demand")),
 }
-EMBEDDED = {"countdown"}
-"""Models whose client runs a server of its own, in its own process."""
+OVER_GRPC = {"countdown"}
+"""Models whose client asks over gRPC."""
 
 WITHOUT_CLIENT = {"to_celsius", "to_fahrenheit"}
 """Models that the client of another one asks for."""
@@ -44,7 +44,7 @@ def test_examples_check_out(name: str, tmp_path: Path) -> None:
     if name == "environment":
         skip_without_registry(tmp_path)
         env["STUBLET_CACHE"] = str(tmp_path)
-    server = ServerProcess(tmp_path, EXAMPLES / name, *repository.options, env=env)
+    server = ServerProcess(tmp_path, EXAMPLES / name, "--grpc-port", "0", *repository.options, env=env)
     try:
         server.start(4 * DEADLINE)
         clients = sorted((EXAMPLES / name).glob("*/client.py"))
@@ -69,7 +69,7 @@ def skip_without_registry(directory: Path) -> None:
 def run_client(client: Path, server: ServerProcess) -> str:
     """What a client complains of; "" if it is content."""
     model = client.parent.name
-    arguments: List[str] = [] if model in EMBEDDED else ["--url", server.address]
+    arguments: List[str] = ["--url", server.grpc_address if model in OVER_GRPC else server.address]
     if model == "custom_metrics":
         arguments += ["--metrics-url", f"http://127.0.0.1:{server.metrics_port}/metrics"]
     finished = subprocess.run([sys.executable, str(client), *arguments], capture_output=True, text=True, timeout=2 * DEADLINE)

@@ -264,9 +264,9 @@ def test_the_end_of_the_server_ends_it(tmp_path: Path) -> None:
 def test_what_it_logs_and_prints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, "pb_utils.Logger.log_info('logged'); print('printed')")
     with caplog.at_level("INFO"), serving(tmp_path):
-        found = {record.getMessage(): record.where for record in caplog.records if hasattr(record, "where")}
-    assert found["logged"].startswith("m model.py:")
-    assert found["printed"].startswith("m stdout")
+        found = {record.getMessage(): (record.about, record.where) for record in caplog.records if hasattr(record, "where")}
+    assert found["logged"][1].startswith("model.py:") and found["printed"][1] == "stdout"
+    assert found["logged"][0] == found["printed"][0] == {"model": "m", "version": "1"}
 
 
 def test_the_json_that_an_instance_is_given(tmp_path: Path) -> None:

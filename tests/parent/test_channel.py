@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import select
+from time import perf_counter_ns
 from types import SimpleNamespace
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import pytest
+from shared_memory import client_file
 from stublet.parent import errors
 from stublet.parent.channel import Channel, News
+from stublet.parent.client_memory import ClientMemory, RegionSlice
 from stublet.parent.model_config import TensorSpec
 from stublet.parent.request import Loan, Outcome, Output, OutputPlan, Request, Response
+from stublet.parent.statistics import Failure
 from stublet.shm.arena import Arena, Block
 from stublet.shm.dtype import BY_NAME
 from stublet.shm.errors import OutOfSharedMemory, ProtocolError
 from stublet.shm.message import (
     EMPTY,
+    FAILURE,
     FINAL,
     FINALIZE,
+    IN_REGION,
     INDIRECT,
     NEWS,
     RESCHEDULE,
@@ -49,11 +56,18 @@ class Stub:
         self.made: List[Segment] = []
         self.name = "model"
         self.decoupled = decoupled
+        self.max_concurrent = 1
         self.outputs = [TensorSpec(name, UINT8, (-1,), False) for name in ("out", "other")]
         self.memo: Dict[Any, Any] = {}
         self.arena = Arena(self.grow, 1 << 20)
         self.announced: List[int] = []
-        self.channel = Channel(self, lambda segment: self.announced.append(segment.id))  # type: ignore[arg-type]
+        self.regions: List[int] = []
+        """Regions of clients that the stub was told of."""
+        self.channel = Channel(
+            self,  # type: ignore[arg-type]
+            lambda segment: self.announced.append(segment.id),
+            lambda region: self.regions.append(region.id),
+        )
         self.own = self.channel.outputs[OWN] = Segment.create(OWN, 256 << 10)
         self.foreign = Segment.create(FOREIGN, 256 << 10)
         self.came_back: List[Key] = []
@@ -203,7 +217,7 @@ def test_a_request_goes_down_and_its_response_comes_up(stub: Stub) -> None:
     stub.hand(request)
     releases, (came,), replies = stub.work()
     blocks = tuple((block.segment.id, block.offset, size) for block, size in request.blocks)
-    assert came == (0, False, blocks, tuple(request.inputs), extras) and not releases and not replies
+    assert came == (0, False, blocks, tuple(request.inputs), extras, ()) and not releases and not replies
     stub.own.memory[64:72] = b"response"
     stub.say(result(0, DONE, (OWN, 64)))
     ((key, outcome, final),) = stub.settled
@@ -680,7 +694,7 @@ def test_a_record_too_long_for_the_ring_lies_in_a_block(stub: Stub) -> None:
     ((kind, segment, offset, nbytes),) = stub.records()
     assert kind == INDIRECT and segment in stub.announced and stub.in_use() == 1
     message = decode_down(stub.made[0].memory[offset : offset + nbytes])
-    assert message[2][0][0] == (0, False, (), (), extras)
+    assert message[2][0][0] == (0, False, (), (), extras, ())
     stub.say(releases=[(segment, offset)])
     assert stub.in_use() == 0
 
@@ -821,6 +835,95 @@ def test_segments_are_forgotten_when_nothing_in_them_is_lent(stub: Stub) -> None
     assert stub.channel.forgettable([FOREIGN]) == set()
     stub.hand(stub.request(blocks=[stub.loan(0)], borrowed=True))
     assert stub.announced == [arena, FOREIGN, FOREIGN], "it is told again"
+
+
+# ---- shared memory of clients ----
+
+
+@pytest.fixture
+def registry() -> Iterator[ClientMemory]:
+    """With a region "a", number 70, and a region "b", number 71."""
+    with client_file(4096) as file:
+        registry = ClientMemory(True, itertools.count(70).__next__, lambda ids: None)
+        for name in ("a", "b"):
+            registry.register_system(name, file.key, 0, 4096)
+        yield registry
+        registry.close()
+
+
+def in_regions(
+    stub: Stub, registry: ClientMemory, reads: Sequence[RegionSlice] = (), writes: Sequence[Tuple[int, RegionSlice]] = ()
+) -> Request:
+    request = stub.request(100)
+    request.regions = registry.use(reads, writes)
+    return request
+
+
+def held(registry: ClientMemory) -> List[str]:
+    """The regions that requests use."""
+    registry.unregister_system()
+    return [row["name"] for row in registry.system_status()]
+
+
+A, B = RegionSlice("a", 0, 8), RegionSlice("b", 16, 8)
+
+
+def test_a_stub_is_told_of_a_region_before_the_first_request_with_it(stub: Stub, registry: ClientMemory) -> None:
+    stub.hand(in_regions(stub, registry, [A, A], [(1, B)]))
+    assert stub.regions == [70, 71]
+    stub.hand(stub.request(100), in_regions(stub, registry, [B]))
+    assert stub.regions == [70, 71]
+    _, requests, _ = stub.work()
+    assert [request[5] for request in requests] == [(((70, 0, 8), (70, 0, 8)), ((1, 71, 16, 8),)), (), (((71, 16, 8),), ())]
+    assert stub.channel.forgettable([70, 99]) == {70}
+    stub.hand(in_regions(stub, registry, [A]))
+    assert stub.regions == [70, 71, 70], "it is told again"
+
+
+def test_a_region_is_in_use_until_the_request_is_over(stub: Stub, registry: ClientMemory) -> None:
+    stub.hand(in_regions(stub, registry, [A]), in_regions(stub, registry, [], [(0, B)]))
+    assert held(registry) == ["a", "b"]
+    stub.say(result(0, FINAL))
+    assert held(registry) == ["a", "b"], "execute is not over"
+    stub.say(result(0, RETURNED | EMPTY))
+    assert held(registry) == ["b"]
+    stub.say(result(1, error=(1, "failed")))
+    assert held(registry) == []
+
+
+def test_an_output_in_a_region_is_described_and_has_no_bytes(stub: Stub, registry: ClientMemory) -> None:
+    stub.hand(in_regions(stub, registry, [], [(1, B)]))
+    stub.own.memory[64:72] = b"response"
+    outputs = [(1, UINT8.code, (2, 4), IN_REGION, 0, 8), (0, UINT8.code, (8,), 0, 0, 8)]
+    stub.say((0, DONE, 5, (), [(OWN, 64)], outputs, (), ""))
+    ((_, outcome, _),) = stub.settled
+    assert isinstance(outcome, Response)
+    there, here = outcome.plan.outputs
+    assert (there.name, there.shape, there.block, there.nbytes) == ("other", (2, 4), IN_REGION, 8)
+    assert (outcome.plan.nbytes, outcome.plan.extents) == (8, [8])
+    assert (outcome.copy(there), outcome.copy(here)) == (b"", b"response")
+    assert [view.tobytes() for view in outcome.views()] == [b"", b"response"]
+
+
+@pytest.mark.parametrize("writes", [None, [], [(0, B)]], ids=["no regions", "inputs only", "another output"])
+def test_an_output_in_a_region_that_the_client_did_not_name_is_refused(
+    stub: Stub, registry: ClientMemory, writes: Optional[List[Tuple[int, RegionSlice]]]
+) -> None:
+    stub.hand(stub.request(100) if writes is None else in_regions(stub, registry, [A], writes))
+    with pytest.raises(ProtocolError, match="request 0 has no region for an output that is said to be in one"):
+        stub.say((0, DONE, 5, (), [(OWN, 64)], [(1, UINT8.code, (8,), IN_REGION, 0, 8)], (), ""))
+    assert list(stub.channel.releases) == [(OWN, 64)]
+
+
+def test_at_the_end_of_a_stub_only_what_is_handed_on_uses_regions(stub: Stub, registry: ClientMemory) -> None:
+    executing, next_one = in_regions(stub, registry, [A]), in_regions(stub, registry, [B])
+    stub.hand(executing, next_one)
+    stub.begin(executing.key)
+    assert held(registry) == ["a", "b"]
+    _, unstarted = stub.channel.abandon(errors.Unavailable("it died"))
+    assert unstarted == [next_one] and held(registry) == ["b"]
+    next_one.release()
+    assert held(registry) == []
 
 
 # ---- the end of a stub ----
@@ -983,3 +1086,86 @@ def test_an_array_over_a_response_is_its_bytes(plain: Stub) -> None:
     assert isinstance(outcome, Response)
     (view,) = outcome.views()
     assert view.dtype == np.uint8 and view.tolist() == list(range(8))
+
+
+# ---- when it was ----
+
+HAND_OVER = 20_000
+MILLI = 10**6
+
+
+def timed(stub: Stub, *submitted: int) -> List[Request]:
+    """Requests that were submitted then and handed over."""
+    requests = [stub.request(100) for _ in submitted]
+    for request, moment in zip(requests, submitted):
+        request.submitted_ns = moment
+    stub.hand(*requests)
+    return requests
+
+
+def took(nanoseconds: int, row: Row) -> Row:
+    return (*row[:2], nanoseconds, *row[3:])
+
+
+def test_of_replies_that_come_together_each_has_its_own_time(plain: Stub) -> None:
+    start = perf_counter_ns() - 10 * MILLI
+    first, second = timed(plain, start, start)
+    assert plain.up.push(pack((NEWS, (), (took(4 * MILLI, result(0)),), ())))
+    plain.say(took(3 * MILLI, result(1)))
+    assert (first.begun_ns, first.computed_ns, first.execute_ns) == (start, start + 4 * MILLI + HAND_OVER, 4 * MILLI)
+    assert second.begun_ns == first.computed_ns, "it waited for the first"
+    assert start + 10 * MILLI <= second.computed_ns == plain.channel.free_ns <= perf_counter_ns()
+    (third,) = timed(plain, start + 9 * MILLI)
+    plain.say(took(MILLI // 2, result(2)))
+    assert third.begun_ns == second.computed_ns or third.begun_ns == third.computed_ns - MILLI // 2
+
+
+def test_executions_that_overlap_do_not_wait_for_each_other(plain: Stub) -> None:
+    plain.max_concurrent = 4
+    start = perf_counter_ns() - 10 * MILLI
+    requests = timed(plain, start, start)
+    plain.say(took(9 * MILLI, result(0)), took(2 * MILLI, result(1)))
+    for request, nanoseconds in zip(requests, (9 * MILLI, 2 * MILLI)):
+        assert request.computed_ns - request.begun_ns == nanoseconds + HAND_OVER
+        assert request.execute_ns == 0, "not told apart from the hand-over"
+
+
+def test_a_response_before_the_end_of_execute_ends_the_computing(decoupled: Stub) -> None:
+    start = perf_counter_ns() - 10 * MILLI
+    (request,) = timed(decoupled, start)
+    decoupled.say(took(0, result(0, 0)))
+    assert (request.begun_ns, request.computed_ns) == (start, 0)
+    decoupled.say(took(0, result(0, FINAL | EMPTY)))
+    computed = request.computed_ns
+    assert start + 10 * MILLI <= computed <= perf_counter_ns()
+    decoupled.say(took(MILLI, result(0, RETURNED | EMPTY)))
+    assert (request.begun_ns, request.computed_ns) == (start, computed)
+
+
+@pytest.mark.parametrize("nanoseconds", [-(2**63), -1, 0, 1, 2**62])
+def test_whatever_the_stub_says_of_its_time_the_order_holds(stub: Stub, nanoseconds: int) -> None:
+    start = perf_counter_ns()
+    (request,) = timed(stub, start)
+    stub.say(took(nanoseconds, result(0)))
+    if nanoseconds > 0:
+        assert start <= request.begun_ns <= request.computed_ns <= perf_counter_ns()
+    else:
+        assert (request.begun_ns, request.computed_ns) == (0, 0), "it was not executed"
+
+
+@pytest.mark.parametrize(
+    "row, failure",
+    [
+        (result(0, DONE | FAILURE, error=(ErrorCode.INTERNAL, "x")), Failure.BACKEND),
+        (result(0, DONE | FAILURE, error=(ErrorCode.CANCELLED, "x")), Failure.CANCELED),
+        (took(0, result(0, DONE | FAILURE, error=(ErrorCode.INVALID_ARG, "x"))), Failure.OTHER),
+        (took(0, result(0, FINAL | FAILURE, error=(ErrorCode.INTERNAL, "x"))), Failure.BACKEND),
+        (result(0, DONE, error=(ErrorCode.INTERNAL, "x")), None),
+        (result(0, DONE | EMPTY | RESCHEDULE), Failure.BACKEND),
+        (result(0), None),
+    ],
+)
+def test_what_counts_as_a_failure(plain: Stub, row: Row, failure: Optional[Failure]) -> None:
+    (request,) = timed(plain, perf_counter_ns())
+    plain.say(row)
+    assert request.failure is failure

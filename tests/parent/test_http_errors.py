@@ -136,7 +136,7 @@ INPUTS = [
     Bad("input without shape", first(shape=...), 400, no("shape")),
     Bad("input without datatype", first(datatype=...), 400, no("datatype")),
     Bad("input without data", first(data=...), 400, ONE_FIELD + "But no field is set"),
-    Bad("data and binary", first(parameters={"binary_data_size": 16}), 400, ONE_FIELD + "But set 'data', 'binary_data_size'"),
+    Bad("data and binary", first(parameters={"binary_data_size": 16}), 400, ONE_FIELD + "But set 'data' 'binary_data_size'"),
     Bad("input parameters not an object", first(parameters=[]), 400, not_a("parameters", "object")),
     Bad(
         "optional inputs", {"inputs": []}, 400,
@@ -285,6 +285,13 @@ OUTPUTS = [
     Bad("strings that are not UTF-8 as JSON", string_blob(elements(b"\xff", b"bc")), 400,
         "output 'OUTPUT0' has strings that are not UTF-8. Please use the binary data format for output OUTPUT0",
         "identity_bytes", elements(b"\xff", b"bc")),
+    *(
+        Bad(f"classification {count!r}", {**GOOD, "outputs": [{"name": "OUTPUT0", "parameters": {"classification": count}}]}, 400,
+            f"Unable to set 'classification': attempt to access JSON non-{UNSIGNED} as {UNSIGNED}")
+        for count in (-1, "x", 1.5, True, 2**64)
+    ),
+    Bad("classification of strings", {**strings([2], ["a", "b"]), "outputs": [{"name": "OUTPUT0", "parameters": {"classification": 1}}]},
+        400, "class result not available for output due to unsupported type 'BYTES'", "identity_bytes"),
 ]  # fmt: skip
 
 INFERENCES = [*INPUTS, *DATA, *FRAMING, *DOCUMENTS, *MODELS, *OUTPUTS]

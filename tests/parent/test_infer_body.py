@@ -11,7 +11,8 @@ from http_wire import Wire, chunked, cut, infer, tensor
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stublet.parent import Server, ServerError
-from stublet.parent.http_infer import InferBody, parse_header, remembered_header
+from stublet.parent.http_infer import InferBody
+from stublet.parent.http_infer_header import parse_header, remembered_header
 from stublet.parent.model import Model
 
 LIMIT = 1 << 20
@@ -175,6 +176,7 @@ def test_any_document_is_a_request_or_a_server_error(embedded: Server, name: str
 @example(data=b"\xef\xbb\xbf{}")
 @example(data="{}".encode("utf-16"))
 @example(data=b'{"inputs": "\\ud800"}')
+@example(data=b'{"input\xf3": []}')
 @example(data=b"[" * 100_000)
 @example(data=b'{"a":' * 100_000)
 @example(data=b'{"inputs":[{"name":"INPUT0","datatype":"FP32","shape":[4],"data":[1e999,-1e999,1E400,0]}]}')

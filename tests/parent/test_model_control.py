@@ -2,90 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import tempfile
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional
+from typing import Any, Dict, Iterator, List
 
 import numpy as np
 import pytest
+from controlled import Controlled, constant, controlled
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_repository import ECHO, ECHO_CONFIG, obey, write_model
+from model_repository import ECHO, obey, write_model
 from server_process import alive, until
 from stublet.parent import InvalidArgument, NotFound, Server, ServerError, Unavailable
 from stublet.parent.options import ServerOptions
 
-CONSTANT = """
-import time
-import numpy as np
-import triton_python_backend_utils as pb_utils
-
-class TritonPythonModel:
-    def initialize(self, args):
-        pass
-
-    def execute(self, requests):
-        seconds = max(float(request.inputs()[0].as_numpy()[0]) for request in requests)
-        time.sleep(seconds)
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT0", np.array([VALUE], np.float32))]) for _ in requests]
-"""
-
 NO_MODEL = "Request for unknown model: '{}' is not found"
-
-
-def constant(value: float, initialize: str = "pass") -> str:
-    """A model that answers that number after as many seconds as its input says."""
-    return CONSTANT.replace("VALUE", str(value)).replace("pass", initialize)
-
-
-class Controlled:
-    """A server whose models are controlled, through the core as front ends use it."""
-
-    def __init__(self, server: Server, root: Path) -> None:
-        self.server = server
-        self.core = server.core
-        self.root = root
-
-    def begin(self, coroutine: Any) -> Future[Any]:
-        assert self.server.loop is not None
-        return asyncio.run_coroutine_threadsafe(coroutine, self.server.loop)
-
-    def load(self, name: str, config: str = "", files: Optional[Mapping[str, bytes]] = None) -> None:
-        self.begin(self.core.load_model(name, config, files)).result(30)
-
-    def unload(self, name: str) -> None:
-        self.begin(self.core.unload_model(name)).result(30)
-
-    def ready(self, name: str, version: str = "") -> bool:
-        result: bool = self.begin(self.core.model_ready(name, version)).result(30)
-        return result
-
-    def value(self, name: str, seconds: float = 0, version: Optional[int] = None) -> float:
-        return float(self.server.infer(name, {"INPUT0": np.array([seconds], np.float32)}, version=version)["OUTPUT0"][0])
-
-    def pids(self, name: str) -> List[int]:
-        return [instance.pid for model in self.core.models[name].values() for instance in model.instances if instance.pid is not None]
-
-    def write(self, name: str, value: float, initialize: str = "pass", version: int = 1) -> None:
-        """Writes a version of a model, in the place of what was there."""
-        directory = self.root / name / str(version)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "model.py").write_text(constant(value, initialize))
-        (self.root / name / "config.pbtxt").write_text(f'backend: "python" {ECHO_CONFIG} version_policy {{ all {{ }} }}')
-
-
-@contextmanager
-def controlled(root: Path, mode: str = "explicit", **options: Any) -> Iterator[Controlled]:
-    root.mkdir(exist_ok=True)
-    with Server(root, exit_on_error=False, options=ServerOptions(model_control_mode=mode, **options)) as server:
-        yield Controlled(server, root)
 
 
 @pytest.fixture
@@ -145,7 +81,7 @@ def test_without_control(repository: Path) -> None:
     write_model(repository, "m")
     with controlled(repository, mode="none") as models:
         for change in (models.load, models.unload):
-            with pytest.raises(Unavailable, match=r"^explicit model load / unload is not allowed: .*--model-control-mode=none"):
+            with pytest.raises(Unavailable, match=r"^explicit model load / unload is not allowed if polling is enabled$"):
                 change("m")
         assert models.ready("m")
 
@@ -475,6 +411,108 @@ def test_the_end_of_the_server_ends_what_is_leaving(repository: Path) -> None:
         models.server.__enter__()
 
 
+@pytest.mark.parametrize("serves", [False, True])
+def test_a_model_that_loads_makes_no_other_unready(models: Controlled, tmp_path: Path, serves: bool) -> None:
+    """Nor the server; and one that is replaced is ready all the time."""
+    gate = tmp_path / "gate"
+    models.write("m", 1)
+    models.load("m")
+    if serves:
+        models.write("slow", 1)
+        models.load("slow")
+    models.write("slow", 2, f"import os\n        while not os.path.exists({str(gate)!r}): time.sleep(0.01)")
+    loading = models.begin(models.core.load_model("slow"))
+    until(lambda: any(model.name == "slow" and model.instances and not model.ready for model in list(models.core._control.alive)))
+    for _ in range(50):
+        assert models.ready("m") and models.core.ready and models.begin(models.core.check_ready()).result(30)
+        assert models.ready("slow") == serves
+        assert models.value("m") == 1
+    assert not loading.done()
+    gate.touch()
+    loading.result(30)
+    assert models.value("slow") == 2
+
+
+@pytest.mark.parametrize("retries, loads", [(0, False), (1, False), (2, True)])
+def test_a_load_that_fails_is_tried_again(repository: Path, tmp_path: Path, retries: int, loads: bool) -> None:
+    tries = tmp_path / "tries"
+    with controlled(repository, model_load_retry_count=retries) as models:
+        models.write("m", 1, f"file = open({str(tries)!r}, 'a'); file.write('x'); file.flush(); assert file.tell() == 3, 'not yet'")
+        if loads:
+            models.load("m")
+            assert models.value("m") == 1
+        else:
+            with pytest.raises(InvalidArgument, match="AssertionError: not yet"):
+                models.load("m")
+        assert tries.read_text() == "x" * (retries + 1)
+        assert len(models.core.alive) == 1
+
+
+# Version policies, and configurations by name
+
+
+@pytest.mark.parametrize(
+    "policy, expected",
+    [
+        ("", [3]),
+        ("version_policy { latest { num_versions: 2 } }", [2, 3]),
+        ("version_policy { all { } }", [1, 2, 3]),
+        ("version_policy { specific { versions: [1, 3] } }", [1, 3]),
+    ],
+)
+def test_which_versions_are_served(models: Controlled, policy: str, expected: List[int]) -> None:
+    for version in (1, 2, 3):
+        models.write("m", version, version=version)
+    path = models.root / "m" / "config.pbtxt"
+    path.write_text(path.read_text().replace("version_policy { all { } }", policy))
+    models.load("m")
+    assert sorted(models.core.models["m"]) == expected
+    assert models.value("m") == expected[-1]
+    for version in expected:
+        assert models.ready("m", str(version)) and models.value("m", version=version) == version
+    for version in {1, 2, 3} - set(expected):
+        with pytest.raises(NotFound, match=rf"^Request for unknown model: 'm' version {version} is not found$"):
+            models.ready("m", str(version))
+
+
+def test_a_version_that_the_policy_names_and_that_is_not_there(models: Controlled) -> None:
+    models.write("m", 1)
+    path = models.root / "m" / "config.pbtxt"
+    path.write_text(path.read_text().replace("all { }", "specific { versions: [1, 7] }"))
+    with pytest.raises(InvalidArgument, match=r"^failed to load 'm', model 'm' has no version 7, which its version_policy names$"):
+        models.load("m")
+
+
+def test_a_configuration_by_name(repository: Path) -> None:
+    with controlled(repository, model_config_name="big") as models:
+        for name in ("m", "n"):
+            models.write(name, 1)
+        (repository / "m" / "configs").mkdir()
+        named = (repository / "m" / "config.pbtxt").read_text() + 'name: "of another" instance_group { count: 2 kind: KIND_CPU }'
+        (repository / "m" / "configs" / "big.pbtxt").write_text(named)
+        (repository / "m" / "configs" / "small.pbtxt").write_text("nonsense")
+        for name, count in (("m", 2), ("n", 1)):
+            models.load(name)
+            assert len(models.pids(name)) == count
+            assert models.core.find(name).config_dict["name"] == name
+        (repository / "m" / "configs" / "big.pbtxt").write_text("nonsense")
+        with pytest.raises(InvalidArgument, match=r"^failed to load 'm', .*configs/big.pbtxt:1:"):
+            models.load("m")
+
+
+def test_a_model_in_two_repositories_keeps_no_other_from_serving(tmp_path: Path) -> None:
+    for root, names in (("x", ["twice", "a"]), ("y", ["twice", "b"])):
+        for name in names:
+            write_model(tmp_path / root, name)
+    options = ServerOptions()
+    with Server([tmp_path / "x", tmp_path / "y"], exit_on_error=False, options=options) as server:
+        models = Controlled(server, tmp_path)
+        rows = models.call(server.core.repository_index)
+        assert [(row["name"], row["state"]) for row in rows] == [("a", "READY"), ("b", "READY"), ("twice", "UNAVAILABLE")]
+        assert rows[2]["reason"].startswith("model 'twice' appears in two or more repositories: ")
+        assert not server.ready()
+
+
 # Configurations and files that come with the request
 
 
@@ -575,6 +613,74 @@ def test_the_end_of_the_server_removes_the_files(repository: Path, temporary: Pa
         models.load("m", CONFIG, {"file:1/model.py": constant(5).encode()})
         assert os.listdir(temporary)
     assert os.listdir(temporary) == []
+
+
+# The index
+
+
+def test_the_index_through_the_life_of_a_model(models: Controlled) -> None:
+    def index(ready: bool = False) -> List[Dict[str, str]]:
+        return models.call(models.core.repository_index, ready)
+
+    models.write("m", 1)
+    models.write("m", 2, version=3)
+    (models.root / "empty").mkdir()
+    assert index() == [{"name": "empty"}, {"name": "m"}]
+    models.load("m")
+    serving = [{"name": "m", "version": version, "state": "READY"} for version in ("1", "3")]
+    assert index() == [{"name": "empty"}, *serving]
+    assert index(ready=True) == serving
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(models.value, "m", 0.5)
+        until(lambda: models.busy("m"))
+        unloading = models.begin(models.core.unload_model("m"))
+        until(lambda: "m" not in models.core.models)
+        assert index()[1:] == [{**row, "state": "UNLOADING"} for row in serving]
+        asked.result()
+    unloading.result(30)
+    assert index()[1:] == [{**row, "state": "UNAVAILABLE", "reason": "unloaded"} for row in serving]
+    assert index(ready=True) == []
+    models.load("m")
+    assert index(ready=True) == serving
+
+
+def test_what_does_not_load_in_the_index(models: Controlled, tmp_path: Path) -> None:
+    def index() -> List[Dict[str, str]]:
+        return models.call(models.core.repository_index)
+
+    models.write("m", 1)
+    models.write("m", 2, "raise ValueError('odd')", version=2)
+    write_model(models.root, "bad", config="nonsense")
+    for name in ("m", "bad"):
+        with pytest.raises(InvalidArgument):
+            models.load(name)
+    bad, first, second = index()
+    assert (bad["name"], bad["state"], "version" in bad) == ("bad", "UNAVAILABLE", False)
+    assert bad["reason"].endswith('config.pbtxt:2:1: Message type "inference.ModelConfig" has no field named "nonsense".')
+    assert first == {"name": "m", "version": "1", "state": "READY"}
+    assert (second["version"], second["state"]) == ("2", "UNAVAILABLE") and second["reason"].startswith("ValueError: odd")
+    gate = tmp_path / "gate"
+    models.write("m", 2, f"import os\n        while not os.path.exists({str(gate)!r}): time.sleep(0.01)", version=2)
+    loading = models.begin(models.core.load_model("m"))
+    until(lambda: index()[1:] == [first, {"name": "m", "version": "2", "state": "LOADING"}])
+    gate.touch()
+    loading.result(30)
+    assert index()[1:] == [first, {"name": "m", "version": "2", "state": "READY"}]
+
+
+def test_a_dead_instance_in_the_index(models: Controlled) -> None:
+    models.write("m", 1)
+    models.load("m")
+    (pid,) = models.pids("m")
+    os.kill(pid, 9)
+    (row,) = until(lambda: [row for row in models.call(models.core.repository_index) if row["state"] != "READY"])
+    assert row["state"] == "UNAVAILABLE" and "it ended with SIGKILL" in row["reason"]
+
+
+def test_an_unloaded_model_that_is_removed_is_forgotten(models: Controlled) -> None:
+    models.load("m", CONFIG, {"file:1/model.py": constant(5).encode()})
+    models.unload("m")
+    assert models.call(models.core.repository_index) == []
 
 
 # Readiness, and what models ask

@@ -145,7 +145,7 @@ def test_the_identity_of_a_source(tmp_path: Path) -> None:
     config.parameters["EXECUTION_ENV_PATH"].string_value = "$$TRITON_MODEL_DIRECTORY/../../env.tar.gz"
 
     def now(of: Source = source) -> Any:
-        return asyncio.run(identity(of, config, str(tmp_path / "backends")))
+        return identity(of, config, str(tmp_path / "backends"))
 
     seen = [now()]
     assert now() == seen[0]

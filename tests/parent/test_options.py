@@ -70,6 +70,8 @@ def test_any_setting_is_taken_or_an_option_error(settings: List[Tuple[str, str]]
         {"model_control_mode": "explicit", "load_models": ["*"]},
         {"model_control_mode": "explicit", "load_models": ["*", "*"]},
         {"backend_directory": "/"},
+        {"model_control_mode": "poll", "repository_poll_secs": 0.5},
+        {"model_config_name": "h100"},
     ],
 )
 def test_options_that_go_together(options: Dict[str, Any]) -> None:
@@ -79,8 +81,13 @@ def test_options_that_go_together(options: Dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "options, complaint",
     [
-        ({"model_control_mode": "poll"}, "--model-control-mode=poll is not in this version; use none or explicit"),
-        ({"model_control_mode": "auto"}, "--model-control-mode=auto: the modes are none and explicit"),
+        ({"model_control_mode": "auto"}, "--model-control-mode=auto: the modes are none, poll, explicit"),
+        ({"model_control_mode": "poll", "repository_poll_secs": 0}, "--repository-poll-secs must be above 0"),
+        ({"model_config_name": "../x"}, "--model-config-name: '../x' must be the name of a file in configs/, without .pbtxt"),
+        (
+            {"model_control_mode": "poll", "load_models": ["a"]},
+            "Use of '--load-model' requires setting '--model-control-mode=explicit' as well.",
+        ),
         ({"load_models": ["a"]}, "Use of '--load-model' requires setting '--model-control-mode=explicit' as well."),
         (
             {"model_control_mode": "explicit", "load_models": ["a", "*"]},

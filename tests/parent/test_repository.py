@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pytest
 from stublet.parent import model_config
 from stublet.parent.model_config import ConfigError
-from stublet.parent.repository import ModelFile, ModelFiles, RepositoryError, find, fingerprint, model_file, read_config, scan, settle
+from stublet.parent.repository import (
+    ModelFile,
+    ModelFiles,
+    RepositoryError,
+    find,
+    fingerprint,
+    model_file,
+    names_in,
+    read_config,
+    scan,
+    settle,
+)
 
 
 def directory(root: Path, name: str, *versions: str, config: bool = True, file: str = "") -> ModelFiles:
@@ -31,18 +42,28 @@ def test_scan(tmp_path: Path) -> None:
     directory(tmp_path, "__pycache__", "1")
     (tmp_path / "README.md").touch()
     found = scan([str(tmp_path)])
-    assert {name: files.versions for name, files in found.items()} == {"a": [1, 2, 10], "b": [], "c": [1]}
-    assert found["a"].path == str(tmp_path / "a")
+    assert {name: files.versions for name, files in found.models.items()} == {"a": [1, 2, 10], "b": [], "c": [1]}
+    assert found.models["a"].path == str(tmp_path / "a") and found.faults == {}
+    assert names_in([str(tmp_path), str(tmp_path)]) == ["a", "b", "c", "d"]
     for name in ("a", "b", "c", "d", ".hidden", "__pycache__", "README.md", "nothing", "a\0b"):
-        assert find([str(tmp_path)], name) == found.get(name)
+        assert find([str(tmp_path)], name) == found.models.get(name)
 
 
-@pytest.mark.parametrize("search", [scan, lambda roots: find(roots, "m")])
-def test_a_model_in_two_repositories(tmp_path: Path, search: Callable[[Any], Any]) -> None:
+def test_a_model_in_two_repositories(tmp_path: Path) -> None:
     for root in ("x", "y"):
         directory(tmp_path / root, "m", "1")
-    with pytest.raises(RepositoryError, match=r"^model 'm' appears in two or more repositories: '.*/x/m' and '.*/y/m'$"):
-        search([str(tmp_path / "x"), str(tmp_path / "y")])
+        directory(tmp_path / root, f"in-{root}", "1")
+    roots = [str(tmp_path / "x"), str(tmp_path / "y")]
+    with pytest.raises(RepositoryError, match=r"^model 'm' appears in two or more repositories: '.*/x/m' and '.*/y/m'$") as caught:
+        find(roots, "m")
+    found = scan(roots)
+    assert list(found.models) == ["in-x", "in-y"]
+    assert found.faults == {"m": str(caught.value)}
+
+
+def test_a_repository_that_is_named_twice(tmp_path: Path) -> None:
+    files = directory(tmp_path, "m", "1")
+    assert scan([str(tmp_path), f"{tmp_path}/"]).models == {"m": files}
 
 
 @pytest.mark.parametrize("root", ["/no/such/place", "/dev/null"])

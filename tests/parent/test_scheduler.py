@@ -99,6 +99,19 @@ def test_the_one_with_less_to_do_is_handed_the_next() -> None:
     assert handed_to([*scheduler.enqueue(6), *scheduler.enqueue(7)]) == ["a", "b"]
 
 
+def test_a_retired_instance_gets_nothing_more() -> None:
+    scheduler: DefaultScheduler[str, int] = DefaultScheduler()
+    for name in "ab":
+        scheduler.add(name)
+    assert scheduler.enqueue(1) == [("b", 1)]
+    scheduler.retire("b")
+    scheduler.retire("b")
+    assert scheduler.enqueue(2) == [("a", 2)]
+    assert scheduler.enqueue(3) == [("a", 3)]  # which is alone now, and is handed what it will have to do anyway
+    assert scheduler.finished("b", 1) == []
+    assert scheduler.remove("b", [0]) == [("a", 0)]
+
+
 @pytest.mark.parametrize("capacity", [2, LOOKAHEAD, LOOKAHEAD + 5])
 def test_a_lone_instance_is_handed_at_least_what_it_executes(capacity: int) -> None:
     scheduler: Scheduler = DefaultScheduler(capacity)

@@ -7,7 +7,10 @@ from typing import Callable, Iterator, List
 
 import pytest
 import uvloop
-from server_process import ServerProcess
+from grpc_client import Client, add, failure
+from model_repository import copy_model
+from scripted import scripted
+from server_process import ServerProcess, serving
 
 Serve = Callable[..., ServerProcess]
 
@@ -39,3 +42,31 @@ def serve(tmp_path: Path, repository: Path) -> Iterator[Serve]:
     yield start
     for server in servers:
         server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def grpc_core() -> None:
+    """grpc's core opens what it needs with the first call of a process, and keeps it; no test should be charged with it."""
+    with Client("127.0.0.1:1") as client:
+        assert failure(client.infer, add()).startswith("UNAVAILABLE: ")
+
+
+@pytest.fixture(scope="session")
+def grpc_server(grpc_core: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """One server for all tests that only send requests over gRPC. ``single`` and ``free``, which is decoupled, are scripted."""
+    root = tmp_path_factory.mktemp("grpc")
+    for name in ("add_sub", "echo", "every_type", "identity_batch", "identity_bytes", "matrix", "optional", "vector", "versions"):
+        copy_model(root / "models", name)
+    scripted(root / "models", "single")
+    scripted(root / "models", "free", decoupled=True)
+    explicit = ("--model-control-mode", "explicit", "--load-model", "*")
+    with serving(root, root / "models", "--grpc-port", "0", "--allow-client-shm", "true", *explicit, tracebacks=True) as server:
+        yield server
+        # Tracebacks of models are what some tests want; ours are not.
+        assert "internal error" not in server.log and "calling application" not in server.log
+
+
+@pytest.fixture
+def grpc_client(grpc_server: ServerProcess) -> Iterator[Client]:
+    with Client(grpc_server.grpc_address) as client:
+        yield client

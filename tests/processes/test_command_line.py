@@ -10,13 +10,15 @@ from typing import Any, List
 import pytest
 from http_wire import request
 from model_repository import write_model
-from server_process import run_serve
+from server_process import run_serve, until
 
 
 @pytest.mark.parametrize(
     "arguments, text",
     [
-        (["x", "--model-control-mode=poll"], "--model-control-mode=poll is not in this version; use none or explicit"),
+        (["x", "--repository-poll-secs=0"], "0.0 is not in the range x>0"),
+        (["x", "--model-config-name=a/b"], "--model-config-name: 'a/b' must be the name of a file in configs/, without .pbtxt"),
+        (["x", "--http-thread-cuont", "8"], "--http-thread-count"),
         (["x", "--model-control-mode=some"], "'some' is not one of 'none', 'poll', 'explicit'"),
         (["x", "--load-model", "a"], "Use of '--load-model' requires setting '--model-control-mode=explicit' as well."),
         (["x", "--backend-directory", "/no/such/place"], "--backend-directory: '/no/such/place' is not a directory"),
@@ -30,11 +32,12 @@ from server_process import run_serve
         (["x", "--backend-config", "python"], "'python' is not of the form <backend>,<key>=<value>"),
         (["x", "--backend-config", "python,shm-default-byte-size=5"], "shm-default-byte-size can't be smaller than 1 MiB"),
         (["x", "--backend-config", "python,nonsense=5"], "unknown key; known are auto-complete-timeout-seconds, shm-default-byte-size,"),
-        (["x", "--log-format", "fancy"], "'fancy' is not one of 'default', 'ISO8601'"),
+        (["x", "--log-format", "fancy"], "'fancy' is not one of 'default', 'ISO8601', 'json'"),
+        (["x", "--log-verbose", "-1"], "-1 is not in the range x>=0"),
         (["x", "--log-file", "/no/such/place/log"], "--log-file: [Errno 2] No such file or directory"),
         (["x", "--metrics-port", "-1"], "-1 is not in the range 0<=x<=65535"),
         (["x", "--allow-metrics=perhaps"], "'perhaps' is not a valid boolean"),
-        (["x", "--allow-grpc=true"], "gRPC is not in this version"),
+        (["x", "--allow-grpc=perhaps"], "'perhaps' is not a valid boolean"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -56,7 +59,7 @@ def test_a_model_in_two_repositories(tmp_path: Path) -> None:
         write_model(tmp_path / root, "twice")
     done = run_serve(str(tmp_path / "x"), "--model-repository", str(tmp_path / "y"), "--http-port", "0")
     assert done.returncode == 1
-    assert "error: model 'twice' appears in two or more repositories" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: failed to load 'twice': model 'twice' appears in two or more repositories: ")
 
 
 def test_models_that_are_loaded_at_the_start(repository: Path, serve: Any) -> None:
@@ -103,6 +106,26 @@ def test_the_table_and_the_log(repository: Path, serve: Any) -> None:
     )
     with server.wire() as wire:
         assert wire.ask(request("GET", "/v2")).json()["name"] == "name of mine"
+    server.stop()
+
+
+def test_options_that_mean_nothing_here(repository: Path, serve: Any) -> None:
+    """They are accepted, and the log says so in one line."""
+    given = ["--http-thread-count=4", "--pinned-memory-pool-byte-size", "0", "--cuda-memory-pool-byte-size=0:1", "--host-policy=a,b=c"]
+    server = serve(*given, "--cuda-memory-pool-byte-size=1:1", "--strict-readiness=1", "--exit-on-error=TRUE", "--allow-metrics=0")
+    (line,) = [line for line in server.log.splitlines() if "without effect" in line]
+    assert line.startswith("W") and line.endswith(
+        "] options without effect here: --http-thread-count (one event loop serves HTTP); --pinned-memory-pool-byte-size,"
+        " --cuda-memory-pool-byte-size (there are no memory pools to size); --host-policy (processes run where the system puts them)"
+    )
+    server.stop()
+
+
+def test_models_follow_the_repository(repository: Path, serve: Any) -> None:
+    server = serve("--model-control-mode=poll", "--repository-poll-secs=0.05")
+    write_model(repository, "echo")
+    with server.wire() as wire:
+        until(lambda: wire.ask(request("GET", "/v2/models/echo/ready")).status == 200)
     server.stop()
 
 

@@ -74,7 +74,7 @@ def test_what_is_wrong_is_told(wire: Wire, server: ServerProcess, code: str, tex
 def test_the_traceback_is_in_the_log(wire: Wire, server: ServerProcess) -> None:
     pid = server.stubs()["obey_0_0"]
     wire.ask(told("raise ValueError('look for me')"))
-    until(lambda: "\nValueError: look for me" in server.log)
+    until(lambda: "\n  ValueError: look for me" in server.log)
     (head,) = [line for line in server.log.splitlines() if "message: ValueError: look for me" in line]
     assert head.startswith("E")
     assert f" {pid} obey_0_0 " in head

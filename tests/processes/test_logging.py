@@ -95,7 +95,7 @@ def test_long_lines(server: ServerProcess) -> None:
 def test_any_text(server: ServerProcess, text: str) -> None:
     since = len(server.log)
     say(server, f"pb_utils.Logger.log_info('<' + {text!r} + '>')")
-    expected = "<" + text.replace("\udcff", "\\udcff") + ">"
+    expected = "<" + text.replace("\udcff", "\\udcff").replace("\n", "\n  ") + ">"
     until(lambda: expected in server.log[since:])
 
 

@@ -33,7 +33,8 @@ def custom(server: ServerProcess) -> List[str]:
     with Wire(server.metrics_port) as wire:
         answer = wire.ask(request("GET", "/metrics"))
     assert answer.status == 200
-    return [line for line in answer.body.decode().splitlines() if not line.replace("# HELP ", "").replace("# TYPE ", "").startswith("nv_")]
+    lines = answer.body.decode().splitlines()
+    return [line for line in lines if not line.replace("# HELP ", "").replace("# TYPE ", "").startswith(("nv_", "stublet_"))]
 
 
 def values(server: ServerProcess) -> Dict[str, str]:

@@ -17,8 +17,10 @@ from stublet.shm.errors import ProtocolError
 from stublet.shm.message import (
     BLOCKING,
     EMPTY,
+    FAILURE,
     FINAL,
     FINALIZE,
+    IN_REGION,
     INDIRECT,
     NEWS,
     RESCHEDULE,
@@ -73,14 +75,23 @@ def requests(draw: st.DrawFn) -> Tuple[Any, ...]:
     for index in range(count):
         size = max([offset + nbytes for *_, block, offset, nbytes in inputs if block == index], default=0)
         blocks.append((*draw(KEY), size + draw(st.integers(0, 8))))
-    return draw(NUMBER), draw(st.booleans()), tuple(blocks), inputs, draw(EXTRAS)
+    regions: Tuple[Any, ...] = ()
+    if draw(st.booleans()):
+        # Any number of the blocks, from the last, may be in regions.
+        first = draw(st.integers(0, count))
+        reads = tuple((segment, abs(offset), size) for segment, offset, size in blocks[first:])
+        del blocks[first:]
+        regions = (reads, draw(several(st.tuples(NAME, NUMBER, NAME, NAME))))
+    return draw(NUMBER), draw(st.booleans()), tuple(blocks), inputs, draw(EXTRAS), regions
 
 
 @st.composite
 def results(draw: st.DrawFn) -> Tuple[Any, ...]:
-    flags = draw(st.integers(0, FINAL | RETURNED | EMPTY | RESCHEDULE))
+    flags = draw(st.integers(0, FINAL | RETURNED | EMPTY | RESCHEDULE | FAILURE))
     blocks = draw(several(KEY))
     outputs = draw(tensors(NAME, len(blocks)))
+    if draw(st.booleans()):
+        outputs = tuple((name, dtype, shape, IN_REGION, 0, nbytes) for name, dtype, shape, _, _, nbytes in outputs)
     return draw(NUMBER), flags, draw(NUMBER), draw(several(NAME)), blocks, outputs, draw(ERROR), draw(TEXT)
 
 
@@ -120,19 +131,21 @@ def check_numbers(*values: Any) -> None:
         check(value, int)
 
 
-def check_tensors(tensors: Any, name_kind: type, sizes: Sequence[float]) -> None:
-    """``sizes``: of the blocks."""
+def check_tensors(tensors: Any, name_kind: type, sizes: Sequence[float], in_region: bool = False) -> None:
+    """``sizes``: of the blocks. ``in_region``: whether there may be one in none."""
     check(tensors, tuple)
     hash(tensors)
     for name, dtype, shape, block, offset, nbytes in tensors:
         check(name, name_kind)
         check(shape, tuple)
-        for number in (dtype, *shape, block, offset, nbytes, *([name] if name_kind is int else [])):
+        for number in (dtype, *shape, offset, nbytes, *([name] if name_kind is int else [])):
             check(number, int)
             assert number >= 0
+        check(block, int)
+        assert block >= (IN_REGION if in_region else 0)
         if dtype != BYTES.code:
             assert math.prod(shape) * BY_CODE[dtype].itemsize == nbytes
-        assert offset + nbytes <= sizes[block]
+        assert offset == 0 if block == IN_REGION else offset + nbytes <= sizes[block]
 
 
 def check_keys(keys: Any) -> int:
@@ -146,6 +159,18 @@ def check_places(blocks: Any) -> List[int]:
     for segment, offset, size in blocks:
         check_numbers(segment, offset, size)
     return [size for _, _, size in blocks]
+
+
+def check_regions(regions: Any) -> List[int]:
+    if not regions:
+        return []
+    check(regions, tuple)
+    reads, writes = regions
+    for output, region, offset, size in writes:
+        check_numbers(output, region, offset, size)
+        assert min(output, offset, size) >= 0
+    assert all(min(offset, size) >= 0 for _, offset, size in reads)
+    return check_places(reads)
 
 
 def check_message(decoder: Decoder, message: Tuple[Any, ...]) -> None:
@@ -162,10 +187,10 @@ def check_message(decoder: Decoder, message: Tuple[Any, ...]) -> None:
         check_keys(releases)
         for batch in batches:
             assert batch, "execute is called for at least one request"
-            for key, borrowed, blocks, inputs, extras in batch:
+            for key, borrowed, blocks, inputs, extras, regions in batch:
                 check(key, int)
                 check(borrowed, bool)
-                check_tensors(inputs, int, check_places(blocks))
+                check_tensors(inputs, int, check_places(blocks) + check_regions(regions))
                 check_extras(extras)
         for reply in all_replies:
             check_reply(*reply)
@@ -182,8 +207,8 @@ def check_message(decoder: Decoder, message: Tuple[Any, ...]) -> None:
 def check_result(key: Any, flags: Any, took: Any, kept: Any, blocks: Any, outputs: Any, error: Any, parameters: Any) -> None:
     check_numbers(key, flags, took, *kept)
     check(kept, tuple)
-    assert 0 <= flags <= 15 and all(index >= 0 for index in kept)
-    check_tensors(outputs, int, [math.inf] * check_keys(blocks))
+    assert 0 <= flags <= 31 and all(index >= 0 for index in kept)
+    check_tensors(outputs, int, [math.inf] * check_keys(blocks), in_region=True)
     check(parameters, str)
     check_error(error)
 
@@ -310,7 +335,8 @@ def test_a_record_with_another_part_is_a_message_or_a_protocol_error(sent: Tuple
 
 TENSOR = (0, 11, (2,), 0, 0, 8)
 NAMED = ("x", *TENSOR[1:])
-REQUEST = (1, False, ((0, 0, 8),), (TENSOR,), ())
+REQUEST = (1, False, ((0, 0, 8),), (TENSOR,), (), ())
+REGIONS = (((5, 64, 8),), ((0, 5, 128, 8),))
 RESULT = (1, FINAL | RETURNED, 5, (), ((0, 0),), (TENSOR,), (), "")
 CALL = (1, 0, "model", -1, ((0, 0),), (NAMED,), ("y",), ("id", "{}", 0, 0, 0))
 REPLY = (1, True, ((0, 0, 8),), (NAMED,), (), "")
@@ -341,6 +367,9 @@ def of(tensor: Tuple[Any, ...], index: int, value: Any) -> Tuple[Any, ...]:
         (decode_down, down()),
         (decode_down, down(but(REQUEST, 1, True))),
         (decode_down, down(but(REQUEST, 4, EXTENDED))),
+        (decode_down, down(but(REQUEST, 5, REGIONS))),
+        (decode_down, down((*REQUEST[:2], (), *REQUEST[3:5], REGIONS))),
+        (decode_up, up(but(RESULT, 5, of(TENSOR, 3, IN_REGION)))),
         (decode_up, up()),
         (decode_up, up(call=(1,))),
     ],
@@ -372,7 +401,7 @@ def test_the_rows_are_right_before_something_in_them_is_changed(decoder: Decoder
         # requests
         (decode_down, (WORK, (), ((),), ()), "a batch of no requests"),
         (decode_down, (WORK, (), (5,), ()), "malformed record"),
-        (decode_down, down(REQUEST[:4]), "malformed record"),
+        (decode_down, down(REQUEST[:5]), "malformed record"),
         (decode_down, down(but(REQUEST, 0, "1")), "request '1'"),
         (decode_down, down(but(REQUEST, 1, 0)), "request 1"),
         (decode_down, down(but(REQUEST, 2, ((0, 0),))), "malformed record"),
@@ -401,6 +430,17 @@ def test_the_rows_are_right_before_something_in_them_is_changed(decoder: Decoder
         (decode_down, down(but(REQUEST, 4, but(EXTENDED, 3, 1.5))), "extras of a request"),
         (decode_down, down(but(REQUEST, 4, but(EXTENDED, 4, None))), "flags or timeout"),
         (decode_down, down(but(REQUEST, 4, but(EXTENDED, 5, False))), "flags or timeout"),
+        (decode_down, down(but(REQUEST, 5, {"a": 0, "b": 1})), "regions {.a.: 0"),
+        (decode_down, down(but(REQUEST, 5, ((),))), "malformed record"),
+        (decode_down, down(but(REQUEST, 5, (5, ()))), "malformed record"),
+        (decode_down, down(but(REQUEST, 5, (((5, 64),), ()))), "malformed record"),
+        (decode_down, down(but(REQUEST, 5, ((("5", 64, 8),), ()))), "8 bytes at 64 of region '5'"),
+        (decode_down, down(but(REQUEST, 5, (((5, -1, 8),), ()))), "8 bytes at -1 of region 5"),
+        (decode_down, down(but(REQUEST, 5, (((5, 64, True),), ()))), "True bytes at 64 of region 5"),
+        (decode_down, down(but(REQUEST, 5, ((), ((0, 5, 64, -8),)))), "-8 bytes at 64 of region 5"),
+        (decode_down, down(but(REQUEST, 5, ((), ((-1, 5, 64, 8),)))), "output -1 in a region"),
+        (decode_down, down(but(REQUEST, 5, ((), ({"a": 5},)))), "malformed record"),
+        (decode_down, down((*REQUEST[:2], (), *REQUEST[3:5], (((5, 64, 7),), ()))), "input 0 ends at 8 of 7"),
         # replies
         (decode_down, down(reply=REPLY[:5]), "malformed record"),
         (decode_down, down(reply=but(REPLY, 0, None)), "reply to call None"),
@@ -415,9 +455,12 @@ def test_the_rows_are_right_before_something_in_them_is_changed(decoder: Decoder
         (decode_down, down(reply=but(REPLY, 4, (1,))), "malformed record"),
         (decode_down, down(reply=but(REPLY, 5, None)), "reply to call 1"),
         # results
+        (decode_up, up(but(RESULT, 5, of(TENSOR, 3, -2))), "tensor 0 in block -2 of 1"),
+        (decode_up, up(but(RESULT, 5, of(TENSOR, 3, -1.0))), "tensor 0 in block -1.0 of 1"),
+        (decode_up, up(but(RESULT, 5, of(of(TENSOR, 3, IN_REGION)[0], 4, 8))), "tensor 0 in block -1 of 1"),
         (decode_up, up(RESULT[:7]), "malformed record"),
         (decode_up, up(but(RESULT, 0, 1.0)), "result 1.0"),
-        (decode_up, up(but(RESULT, 1, 16)), "flags 16 of a result"),
+        (decode_up, up(but(RESULT, 1, 32)), "flags 32 of a result"),
         (decode_up, up(but(RESULT, 1, -1)), "flags -1 of a result"),
         (decode_up, up(but(RESULT, 1, True)), "flags True of a result"),
         (decode_up, up(but(RESULT, 2, "5")), "result 1"),
@@ -474,7 +517,7 @@ def test_a_record_equal_to_one_seen_before_is_not_therefore_right(
 def test_inputs_seen_before_are_not_therefore_right_as_outputs() -> None:
     """Inputs in a block of no bytes, and outputs in none."""
     nothing = ((0, 11, (0,), 0, 0, 0),)
-    decode_down(pack(down((1, False, ((0, 0, 0),), nothing, ()))))
+    decode_down(pack(down((1, False, ((0, 0, 0),), nothing, (), ()))))
     with pytest.raises(ProtocolError, match="tensor 0 in block 0 of 0"):
         decode_up(pack(up((1, FINAL, 5, (), (), nothing, (), ""))))
 

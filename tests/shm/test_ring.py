@@ -178,8 +178,10 @@ def test_the_picture_is_held_to_the_constants() -> None:
         **{f"{direction}: consumed": ring.CONSUMED[direction] for direction in DIRECTIONS},
         **{f"{direction}: asleep": ring.ASLEEP[direction] for direction in DIRECTIONS},
         "started": ring.STARTED,
+        "verbose": ring.VERBOSE,
         **{f"{direction}: slots": ring.FIRST_SLOT[direction] for direction in DIRECTIONS},
         "cancelled": ring.CANCELLED,
+        "held": ring.HELD,
         "sequence": 0,
         "length": 8,
         "record": SLOT_BYTES - RECORD_BYTES,
@@ -187,11 +189,11 @@ def test_the_picture_is_held_to_the_constants() -> None:
     sizes = {word: size for word, (_, size, _) in PICTURE.items()}
     assert sizes.pop("down: slots") == sizes.pop("up: slots") == f"{SLOTS} * {SLOT_BYTES}"
     assert int(sizes.pop("record")) == RECORD_BYTES
-    assert int(sizes.pop("cancelled")) == OPEN_REQUESTS
+    assert int(sizes.pop("cancelled")) == int(sizes.pop("held")) == OPEN_REQUESTS
     assert set(sizes.values()) == {"8"}
-    assert f"one segment of {ring.HEADER_BYTES:,} + 2 * {SLOTS} * {SLOT_BYTES:,} + {OPEN_REQUESTS:,} bytes" in (ring.__doc__ or "")
+    assert f"one segment of {ring.HEADER_BYTES:,} + 2 * {SLOTS} * {SLOT_BYTES:,} + 2 * {OPEN_REQUESTS:,} bytes" in (ring.__doc__ or "")
     assert ring.FIRST_SLOT["up"] + SLOTS * SLOT_BYTES == ring.CANCELLED
-    assert ring.CANCELLED + OPEN_REQUESTS == CHANNEL_BYTES
+    assert ring.CANCELLED + OPEN_REQUESTS == ring.HELD and ring.HELD + OPEN_REQUESTS == CHANNEL_BYTES
     assert OPEN_REQUESTS.bit_count() == 1 and f"at its key modulo {OPEN_REQUESTS:,}" in (ring.__doc__ or "")
     header = [offset for word, offset in offsets.items() if offset < ring.HEADER_BYTES and word not in ("sequence", "length", "record")]
     assert len({offset // 64 for offset in header}) == len(header), "words of two writers share a cache line"
@@ -211,6 +213,7 @@ def write_and_wake(channel: Channel, direction: str) -> None:
         (lambda channel, d: channel.consumers[d].lie_down(), {"{}: asleep"}),
         (lambda channel, d: (channel.producers[d].push(b""), channel.consumers[d].pop()), {"{}: slots", "{}: consumed"}),
         (write_and_wake, {"{}: slots"}),
+        (lambda channel, d: setattr(channel.words, "verbose", True), {"verbose"}),
         (lambda channel, d: channel.words.cancelled.__setitem__(OPEN_REQUESTS - 1, 1), {"cancelled"}),
     ],
 )
@@ -221,7 +224,11 @@ def test_an_end_writes_only_what_the_picture_says(
     before = bytes(channel.segment.memory)
     act(channel, direction)
     after = bytes(channel.segment.memory)
-    words = {name: (offset, eval(size)) for name, (offset, size, _) in PICTURE.items() if ":" in name or name in ("started", "cancelled")}
+    words = {
+        name: (offset, eval(size))
+        for name, (offset, size, _) in PICTURE.items()
+        if ":" in name or name in ("started", "verbose", "cancelled")
+    }
     found = {name for name, (offset, size) in words.items() if before[offset : offset + size] != after[offset : offset + size]}
     assert found == {name.format(direction) for name in changed}
 
@@ -270,11 +277,14 @@ def test_started_is_the_stubs_word(channel: Channel) -> None:
     assert channel.words.started == 2**64 - 1
 
 
-def test_there_is_a_byte_for_each_open_request(channel: Channel) -> None:
-    assert len(channel.words.cancelled) == OPEN_REQUESTS and not any(channel.words.cancelled)
-    channel.words.cancelled[OPEN_REQUESTS - 1] = 1
-    assert channel.segment.memory[CHANNEL_BYTES - 1] == 1
-    other = Words(channel.segment).cancelled
+@pytest.mark.parametrize("table, offset", [("cancelled", ring.CANCELLED), ("held", ring.HELD)])
+def test_there_is_a_byte_for_each_open_request(channel: Channel, table: str, offset: int) -> None:
+    flags = getattr(channel.words, table)
+    assert len(flags) == OPEN_REQUESTS and not any(flags)
+    flags[OPEN_REQUESTS - 1] = 1
+    assert channel.segment.memory[offset + OPEN_REQUESTS - 1] == 1
+    assert sum(channel.segment.memory[ring.CANCELLED : CHANNEL_BYTES]) == 1
+    other = getattr(Words(channel.segment), table)
     assert other[OPEN_REQUESTS - 1] == 1 and other[0] == 0
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from stub_runtime import FOREIGN, Runtime, running
 from stublet.shm.arena import LARGE_BYTES
-from stublet.shm.message import EMPTY, FINAL, RESCHEDULE, RETURNED, ErrorCode
+from stublet.shm.message import EMPTY, FAILURE, FINAL, RESCHEDULE, RETURNED, ErrorCode
 from stublet.stub.error import TritonError, TritonModelException
 from stublet.stub.exchange import Exchange
 from stublet.stub.execution import check_returned
@@ -209,11 +209,12 @@ def test_an_exception_fails_those_that_are_not_finished(runtime: Runtime) -> Non
     batch = [runtime.request([1]) for _ in range(3)]
     sent, unfinished, *results = execute(runtime, execute_, *batch)
     assert (sent[:2], unfinished[:2]) == ((0, FINAL), (1, 0))
-    assert [result[:2] for result in results] == [(0, RETURNED | EMPTY), (1, RETURNED | FINAL), (2, RETURNED | FINAL)]
+    assert [result[:2] for result in results] == [(0, RETURNED | EMPTY), (1, RETURNED | FINAL | FAILURE), (2, RETURNED | FINAL | FAILURE)]
     text = "Failed to process the request(s) for model 'model_0_0', message: ValueError: wrong"
     assert [error_of(result) for result in results] == [None, (ErrorCode.INTERNAL, text), (ErrorCode.INTERNAL, text)]
-    ((level, file, line, logged),) = runtime.logged
-    assert (level, file) == ("ERROR", "test_execution.py") and line > 0 and logged.startswith(text + "\nTraceback")
+    ((level, file, line, logged, trace, requests),) = runtime.logged
+    assert (level, file, logged, requests) == ("ERROR", "test_execution.py", text, "") and line > 0
+    assert trace.startswith("Traceback") and trace.endswith("ValueError: wrong\n")
     for number, closed in enumerate(senders):
         expected = "cannot send more than one" if number < 2 else "has been closed"
         with pytest.raises(TritonModelException, match=expected):
@@ -243,7 +244,7 @@ def test_a_cancelled_coroutine_is_told_as_such(runtime: Runtime) -> None:
 
 def test_a_wrong_return_fails_all(runtime: Runtime) -> None:
     results = execute(runtime, lambda requests: [response(1)], runtime.request([1]), runtime.request([2]))
-    assert [result[1] for result in results] == [RETURNED | FINAL] * 2
+    assert [result[1] for result in results] == [RETURNED | FINAL | FAILURE] * 2
     for result in results:
         found = error_of(result)
         assert found is not None and "TritonModelException: Number of InferenceResponse objects" in found[1]
@@ -257,7 +258,7 @@ def test_without_room_all_fail_and_nothing_stays_lent(runtime: Runtime) -> None:
         return [InferenceResponse([Tensor("out", np.zeros(size, np.float32))]) for size in (10, 5000, 1 << 20)]
 
     results = execute(runtime, execute_, *[runtime.request([1]) for _ in range(3)])
-    assert [result[1] for result in results] == [RETURNED | FINAL] * 3
+    assert [result[1] for result in results] == [RETURNED | FINAL | FAILURE] * 3
     found = error_of(results[0])
     assert found is not None and "OutOfSharedMemory: no room for" in found[1]
     gc.collect()
@@ -276,7 +277,8 @@ def test_without_room_for_the_record_each_is_told_so(runtime: Runtime, fails: bo
 
     first, second = execute(runtime, execute_, runtime.request([1]), runtime.request([2]))
     found = error_of(first)
-    assert first[1] == second[1] == RETURNED | FINAL and found is not None and "no room for" in found[1]
+    assert first[1] == RETURNED | FINAL | FAILURE and found is not None and "no room for" in found[1]
+    assert second[1] == RETURNED | FINAL | (FAILURE if fails else 0)
     assert (error_of(second) is None) != fails, "one for which there is room is told"
 
 
@@ -302,7 +304,7 @@ def test_who_is_never_answered_is_told(runtime: Runtime) -> None:
     (over,) = execute(runtime, lambda requests: None, runtime.request([1]))
     (last,) = runtime.results()
     assert over[:2] == (0, RETURNED | EMPTY)
-    assert last[:2] == (0, FINAL) and error_of(last) is not None
+    assert last[:2] == (0, FINAL | FAILURE) and error_of(last) is not None
 
 
 def test_a_response_returned_counts_as_sent(runtime: Runtime) -> None:
@@ -381,7 +383,7 @@ def test_an_exception_undoes_it(runtime: Runtime) -> None:
         raise ValueError("wrong")
 
     (result,) = execute(runtime, execute_, runtime.request([1]))
-    assert result[:2] == (0, RETURNED | FINAL) and error_of(result) is not None
+    assert result[:2] == (0, RETURNED | FINAL | FAILURE) and error_of(result) is not None
 
 
 @pytest.mark.parametrize("is_decoupled", [False, True])
@@ -409,7 +411,7 @@ def test_a_decoupled_execution_is_over_when_execute_returns(decoupled: Runtime) 
 def test_a_decoupled_model_that_returns_something_fails(decoupled: Runtime) -> None:
     (result,) = execute(decoupled, lambda requests: [response(1)], decoupled.request([1]))
     found = error_of(result)
-    assert result[:2] == (0, RETURNED | FINAL) and found is not None and "must return None." in found[1]
+    assert result[:2] == (0, RETURNED | FINAL | FAILURE) and found is not None and "must return None." in found[1]
 
 
 def test_a_coroutine_that_went_on_and_raised_ends_its_requests(decoupled: Runtime) -> None:
@@ -420,7 +422,7 @@ def test_a_coroutine_that_went_on_and_raised_ends_its_requests(decoupled: Runtim
     execution.failed_later(ValueError("wrong"))
     (result,) = decoupled.results()
     found = error_of(result)
-    assert result[:2] == (1, FINAL) and found is not None and found[1].endswith("ValueError: wrong")
+    assert result[:2] == (1, FINAL | FAILURE) and found is not None and found[1].endswith("ValueError: wrong")
 
 
 # ---- the memory of the requests ----

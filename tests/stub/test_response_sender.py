@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from stub_runtime import Runtime, running
 from stublet.shm.errors import OutOfSharedMemory
-from stublet.shm.message import EMPTY, FINAL, RETURNED, ErrorCode
+from stublet.shm.message import EMPTY, FAILURE, FINAL, RETURNED, ErrorCode
 from stublet.stub.error import TritonError, TritonModelException
 from stublet.stub.exchange import Exchange
 from stublet.stub.memory import REFERENCE_BYTES
@@ -254,7 +254,7 @@ def test_a_sender_that_is_dropped_ends_its_request_with_an_error(runtime: Runtim
     assert runtime.records() == []
     del other
     (result,) = runtime.results()
-    assert (result[:2], result[6]) == ((3, FINAL), (ErrorCode.INTERNAL, result[6][1])) and "dropped" in result[6][1]
+    assert (result[:2], result[6]) == ((3, FINAL | FAILURE), (ErrorCode.INTERNAL, result[6][1])) and "dropped" in result[6][1]
     assert ("COMPLETE_FINAL" if Exchange.decoupled else "execute returned None") in result[6][1]
 
 
@@ -262,7 +262,7 @@ def test_one_that_has_sent_something_too(runtime: Runtime) -> None:
     one = sender()
     one.send(response(1))
     del one
-    assert [result[1] for result in runtime.results()] == [0, FINAL]
+    assert [result[1] for result in runtime.results()] == [0, FINAL | FAILURE]
 
 
 def test_one_that_is_finished_says_nothing_more(runtime: Runtime) -> None:
@@ -286,7 +286,7 @@ def test_one_may_be_dropped_by_the_collector_while_another_is_sent(runtime: Runt
 
     monkeypatch.setattr(runtime.outbox, "write", collect_and_write)
     sender(key=0).send(response(1), COMPLETE_FINAL)
-    assert [(result[0], result[1]) for result in runtime.results()] == [(0, FINAL), (1, FINAL)]
+    assert [(result[0], result[1]) for result in runtime.results()] == [(0, FINAL), (1, FINAL | FAILURE)]
 
 
 def test_one_may_be_dropped_by_the_collector_while_a_send_is_refused(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +308,7 @@ def test_one_may_be_dropped_by_the_collector_while_a_send_is_refused(runtime: Ru
         patched.setattr(Exchange, "check", collect_and_check)
         with suppress(TritonModelException):
             one.send(response(2), COMPLETE_FINAL)
-    assert [(result[0], result[1]) for result in runtime.results()] == [(0, FINAL), (1, FINAL)]
+    assert [(result[0], result[1]) for result in runtime.results()] == [(0, FINAL), (1, FINAL | FAILURE)]
 
 
 def test_a_request_may_be_ended_for_the_model(runtime: Runtime) -> None:
@@ -317,7 +317,7 @@ def test_a_request_may_be_ended_for_the_model(runtime: Runtime) -> None:
     assert one._exchange is not None
     one._exchange.fail(ErrorCode.CANCELLED, "cancelled")
     one._exchange.fail(ErrorCode.CANCELLED, "again")
-    assert runtime.results() == [(0, FINAL, 0, (), (), (), (ErrorCode.CANCELLED, "cancelled"), "")]
+    assert runtime.results() == [(0, FINAL | FAILURE, 0, (), (), (), (ErrorCode.CANCELLED, "cancelled"), "")]
     assert error_of(one, response(1)) == error_of(one, None, COMPLETE_FINAL) == CLOSED
 
 
@@ -344,6 +344,34 @@ def test_it_knows_of_its_cancellation(runtime: Runtime) -> None:
     closed.send(response(1), COMPLETE_FINAL)
     runtime.channel.words.cancelled[5] = 1
     assert not closed.is_cancelled(), "that byte is another request's by now"
+
+
+@pytest.mark.parametrize("end", ["taken", "cancelled", "closed", "ending"])
+def test_it_waits_for_its_client(decoupled: Runtime, end: str) -> None:
+    words = decoupled.channel.words
+    one, other = sender(key=4), sender(key=5)
+    one.send(response(1))
+    words.held[4] = 1
+    sent: List[Optional[str]] = []
+    thread = threading.Thread(target=lambda: sent.append(error_of(one, response(2))))
+    thread.start()
+    other.send(response(3), COMPLETE_FINAL)
+    assert sent == []
+    if end == "taken":
+        words.held[4] = 0
+    elif end == "cancelled":
+        words.cancelled[4] = 1
+    elif end == "closed":
+        one.send(flags=COMPLETE_FINAL)
+    else:
+        decoupled.outbox.closed = True
+    thread.join(10)
+    (error,) = sent
+    assert (error is None) == (end in ("taken", "cancelled"))
+    decoupled.outbox.closed = False
+    words.held[4] = words.cancelled[4] = 0
+    if end != "closed":
+        one.send(flags=COMPLETE_FINAL)
 
 
 def test_it_does_not_run_out_of_memory_for_what_is_not_asked_for(runtime: Runtime) -> None:

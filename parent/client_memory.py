@@ -1,0 +1,300 @@
+"""Shared memory of clients: regions that a client registers, and that its requests then name instead of carrying tensors (spec 6.11).
+
+The server holds a descriptor of the client's file and never touches a page of it. The stubs that execute requests with tensors in a
+region are told of the descriptor and copy from and to it (``stublet.stub.guarded_copy``).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
+
+from .errors import AlreadyExists, InternalError, InvalidArgument, NotFound, Unsupported
+
+DIRECTORY = "/dev/shm"
+RESERVED_PREFIX = "triton_python_backend_shm_region_"
+CUDA_HANDLE_BYTES = 64
+
+_MOST = 2**64 - 1
+_DISABLED = "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
+
+
+class RegionSlice(NamedTuple):
+    """Where in a client's region a tensor lies, as its request says: name of the region, offset in it and size, in bytes."""
+
+    region: str
+    offset: int
+    nbytes: int
+
+
+class ClientRegion:
+    """A registered region: ``size`` bytes at ``offset`` of the file ``key`` of /dev/shm, whose descriptor is ``fd``; ``id`` names it to
+    stubs. ``users`` counts the requests that use it; once ``unwanted``, it goes with the last of them."""
+
+    __slots__ = ("fd", "id", "key", "name", "offset", "size", "unwanted", "users")
+
+    def __init__(self, region_id: int, name: str, key: str, fd: int, offset: int, size: int) -> None:
+        self.id = region_id
+        self.name = name
+        self.key = key
+        self.fd = fd
+        self.offset = offset
+        self.size = size
+        self.users = 0
+        self.unwanted = False
+
+    def check(self, offset: int, nbytes: int) -> None:
+        """Checks that a tensor lies in the region.
+
+        Raises:
+            InvalidArgument: it does not, in Triton's words.
+        """
+        if not 0 <= offset < self.size:
+            raise InvalidArgument(f"Invalid offset for shared memory region: '{self.name}'")
+        if nbytes + offset > _MOST:
+            raise InvalidArgument(
+                f"Integer overflow detected: byte_size ({nbytes}) + offset ({offset}) exceeds maximum value ({_MOST}) for region "
+                f"'{self.name}'"
+            )
+        if nbytes < 0 or offset + nbytes > self.size:
+            raise InvalidArgument(f"Invalid offset + byte size for shared memory region: '{self.name}'")
+
+
+Read = Tuple[ClientRegion, int, int]
+"""(region, offset, nbytes) of inputs."""
+
+Write = Tuple[int, ClientRegion, int, int]
+"""(index of the output in the configuration, region, offset, nbytes)."""
+
+
+class RegionUse:
+    """The regions that one request reads and writes, which stay registered until ``release``. Made by ``ClientMemory.use``."""
+
+    __slots__ = ("_memory", "_released", "reads", "writes")
+
+    def __init__(self, memory: ClientMemory, reads: List[Read], writes: List[Write]) -> None:
+        self._memory = memory
+        self._released = False
+        self.reads = reads
+        self.writes = writes
+
+    def regions(self) -> List[ClientRegion]:
+        """One for each read and each write."""
+        return [read[0] for read in self.reads] + [write[1] for write in self.writes]
+
+    def message(self) -> Tuple[Any, ...]:
+        """As a message has it (``stublet.shm.message``)."""
+        reads = [(region.id, offset, nbytes) for region, offset, nbytes in self.reads]
+        return reads, [(output, region.id, offset, nbytes) for output, region, offset, nbytes in self.writes]
+
+    def release(self) -> None:
+        """The request is over. Again, it does nothing. In any thread."""
+        if not self._released:
+            self._released = True
+            self._memory.leave(self.regions())
+
+
+class ClientMemory:
+    """The registry. All its methods may be called in any thread.
+
+    For a request with tensors in regions, a front end
+
+    1. describes each such input as ``GivenInput(name, datatype, shape, nbytes, RegionSlice(region, offset, nbytes))``: ``lay_out`` gives
+       it no place in the request's block, and lists the slices in ``Layout.slices``;
+    2. passes ``use(layout.slices, writes)`` to the ``Request`` as ``regions``, with ``writes`` a list of (index of the output in the
+       configuration, RegionSlice); if ``use`` raises, the request's block is still the caller's to give back. The request takes care of
+       the rest, whatever becomes of it;
+    3. finds, in the response, outputs whose ``block`` is ``stublet.shm.message.IN_REGION``: their data type, shape and ``nbytes`` are
+       there, their bytes are with the client (``Response.copy`` and ``Response.views`` have none).
+
+    Args:
+        allowed: whether clients may register anything.
+        next_id: gives ids that no segment and no other region has.
+        forget: tells the stubs of regions that are no more; called in any thread, perhaps under the lock of a model.
+    """
+
+    def __init__(self, allowed: bool, next_id: Callable[[], int], forget: Callable[[Sequence[int]], None]) -> None:
+        self._allowed = allowed
+        self._next_id = next_id
+        self._forget = forget
+        self._lock = threading.Lock()
+        self._regions: Dict[str, ClientRegion] = {}
+
+    # Registered by clients
+
+    def register_system(self, name: str, key: str, offset: int, byte_size: int) -> None:
+        """Registers ``byte_size`` bytes at ``offset`` of the shared memory object ``key``.
+
+        Raises:
+            Unsupported: it is not allowed.
+            AlreadyExists: the name is taken.
+            InvalidArgument: the key is empty or reserved, or the object has no such bytes.
+            InternalError: there is no such object, or it cannot be read and written.
+        """
+        self._check_allowed()
+        bare = key.lstrip("/")
+        if not bare:
+            raise InvalidArgument(f"cannot register shared memory region '{name}' - invalid shm key '{key}'")
+        if bare.startswith(RESERVED_PREFIX):
+            raise InvalidArgument(
+                f"cannot register shared memory region '{name}' with key '{key}' as the key contains the reserved prefix "
+                f"'{RESERVED_PREFIX}'"
+            )
+        with self._lock:
+            self._check_new(name)
+            fd = _open(key, bare)
+            held = os.fstat(fd).st_size
+            if offset < 0 or byte_size <= 0 or offset + byte_size > held:
+                os.close(fd)
+                raise InvalidArgument(f"failed to register shared memory region '{name}': invalid args")
+            self._regions[name] = ClientRegion(self._next_id(), name, key, fd, offset, byte_size)
+
+    def unregister_system(self, name: str = "") -> None:
+        """Ends the registration of a region, or of all; one that requests use goes, and is listed, until they are over. A name that is not
+        registered is no error.
+
+        Raises:
+            Unsupported: nothing can be registered.
+        """
+        self._check_allowed()
+        with self._lock:
+            wanted = [name] if name else list(self._regions)
+            for region in [self._regions[each] for each in wanted if each in self._regions]:
+                region.unwanted = True
+                self._drop_unused(region)
+
+    def system_status(self, name: str = "") -> List[Dict[str, Any]]:
+        """What is registered under the name, or in all.
+
+        Raises:
+            NotFound: nothing of that name.
+        """
+        with self._lock:
+            if name and name not in self._regions:
+                raise NotFound(f"Unable to find system shared memory region: '{name}'")
+            regions = [self._regions[name]] if name else list(self._regions.values())
+        return [{"name": r.name, "key": r.key, "offset": r.offset, "byte_size": r.size} for r in regions]
+
+    def register_cuda(self, name: str, raw_handle: bytes, device_id: int, byte_size: int) -> None:
+        """Registers memory of a GPU, which this server does not have.
+
+        Raises:
+            Unsupported: it is not allowed.
+            AlreadyExists: the name is taken.
+            InvalidArgument: the handle is none, or no GPU has such memory.
+        """
+        self._check_allowed()
+        with self._lock:
+            self._check_new(name)
+        if len(raw_handle) != CUDA_HANDLE_BYTES:
+            raise InvalidArgument("'raw_handle' must be a valid base64 encoded cudaIpcMemHandle_t")
+        raise InvalidArgument("failed to register shared memory region: invalid args")
+
+    def unregister_cuda(self, name: str = "") -> None:
+        """Ends a registration, or all; a name that is not registered is no error.
+
+        Raises:
+            Unsupported: nothing can be registered.
+        """
+        self._check_allowed()
+
+    def cuda_status(self, name: str = "") -> List[Dict[str, Any]]:
+        """What is registered under the name, or in all.
+
+        Raises:
+            NotFound: nothing of that name, or it is memory of the system.
+        """
+        with self._lock:
+            if name in self._regions:
+                raise NotFound(f"The region named '{name}' is registered as system shared memory, not CUDA shared memory")
+        if name:
+            raise NotFound(f"Unable to find cuda shared memory region: '{name}'")
+        return []
+
+    # Used by requests
+
+    def check(self, place: RegionSlice) -> None:
+        """Checks what a request says of a tensor.
+
+        Raises:
+            NotFound: no such region.
+            InvalidArgument: the tensor does not lie in it.
+        """
+        with self._lock:
+            self._find(place)
+
+    def use(self, reads: Sequence[RegionSlice], writes: Sequence[Tuple[int, RegionSlice]]) -> RegionUse:
+        """Holds the regions that a request names, until the request is over.
+
+        Args:
+            reads: where its inputs are.
+            writes: where outputs are to go, with their indices in the configuration.
+
+        Raises:
+            NotFound: no such region.
+            InvalidArgument: a tensor does not lie in its region.
+        """
+        with self._lock:
+            found = [(self._find(place), place.offset, place.nbytes) for place in reads]
+            targets = [(index, self._find(place), place.offset, place.nbytes) for index, place in writes]
+            use = RegionUse(self, found, targets)
+            for region in use.regions():
+                region.users += 1
+        return use
+
+    def leave(self, regions: Sequence[ClientRegion]) -> None:
+        """A request is over that used these."""
+        with self._lock:
+            for region in regions:
+                region.users -= 1
+                if region.unwanted:
+                    self._drop_unused(region)
+
+    def close(self) -> None:
+        """Gives every descriptor back: the server has ended."""
+        with self._lock:
+            for region in self._regions.values():
+                os.close(region.fd)
+            self._regions.clear()
+
+    def _find(self, place: RegionSlice) -> ClientRegion:
+        region = self._regions.get(place.region)
+        if region is None:
+            raise NotFound(f"Unable to find shared memory region: '{place.region}'")
+        region.check(place.offset, place.nbytes)
+        return region
+
+    def _drop_unused(self, region: ClientRegion) -> None:
+        if region.users == 0 and self._regions.get(region.name) is region:
+            del self._regions[region.name]
+            os.close(region.fd)
+            self._forget([region.id])
+
+    def _check_allowed(self) -> None:
+        if not self._allowed:
+            raise Unsupported(_DISABLED)
+
+    def _check_new(self, name: str) -> None:
+        if name in self._regions:
+            raise AlreadyExists(f"shared memory region '{name}' already in manager")
+
+
+def _open(key: str, bare: str) -> int:
+    """A descriptor of a shared memory object: a plain file in /dev/shm itself, and nothing that a link in there leads to.
+
+    Raises:
+        InternalError: there is none, in Triton's words.
+    """
+    try:
+        if "/" in bare:
+            raise OSError(f"{bare} is not in {DIRECTORY} itself")
+        # Not to wait for the other end of what could be a named pipe.
+        fd = os.open(os.path.join(DIRECTORY, bare), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:  # a ValueError if the key has a NUL, or cannot be a file's name
+        raise InternalError(f"Unable to open shared memory region: '{key}'") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise InternalError(f"Unable to open shared memory region: '{key}'")
+    return fd
