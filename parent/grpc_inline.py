@@ -78,7 +78,7 @@ class Call:
                 try:
                     take(message)
                 except Exception as error:
-                    self.fail(_internal(error))
+                    self.fail(internal(error))
             return over
 
         with state.condition:
@@ -96,7 +96,7 @@ class Call:
                 try:
                     sent()
                 except Exception as error:
-                    self.fail(_internal(error))
+                    self.fail(internal(error))
             return over
 
         with state.condition:
@@ -212,6 +212,7 @@ def _guarded(handler: UnaryHandler, message: bytes, call: Call) -> None:
         call.fail(error)
 
 
-def _internal(error: Exception) -> InternalError:
+def internal(error: Exception) -> InternalError:
+    """What a client is told of an error of ours, which goes to the log."""
     logger.error("internal error in a gRPC call", exc_info=error)
     return InternalError("internal error: the server's log has the details")

@@ -15,7 +15,7 @@ import grpc
 from .core import Core, version_number
 from .errors import InvalidArgument, NotFound, ServerError, Unavailable, Unsupported
 from .grpc_infer import GrpcCodec, Plan, encode, parts_of
-from .grpc_inline import STATUS, Call, details_of
+from .grpc_inline import STATUS, Call, details_of, internal
 from .grpc_messages import Servicer, pb
 from .grpc_stream import ENDS_WITH_ERROR, SHUTTING_DOWN, InferStream
 from .header_forwarding import HeaderForwarding
@@ -64,8 +64,8 @@ class _Inference:
             return
         try:
             message = b"".join(encode(self._plan, self._request_id, outcome))
-        except ServerError as error:
-            self._call.fail(error)
+        except Exception as error:
+            self._call.fail(error if isinstance(error, ServerError) else internal(error))
             return
         finally:
             outcome.release()

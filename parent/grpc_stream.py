@@ -16,7 +16,7 @@ from .backlog import Backlog
 from .core import Core
 from .errors import ServerError, Unavailable
 from .grpc_infer import GrpcCodec, Plan, encode, encode_empty, parts_of
-from .grpc_inline import MESSAGE_BYTES, Call, too_large
+from .grpc_inline import MESSAGE_BYTES, Call, internal, too_large
 from .grpc_messages import pb
 from .grpc_wire import prefix
 from .model import Model
@@ -230,8 +230,8 @@ class InferStream:
             if len(message) > MESSAGE_BYTES:
                 raise too_large(len(message))
             return message
-        except ServerError as error:
-            return _encode_error(asked, error, final)
+        except Exception as error:
+            return _encode_error(asked, error if isinstance(error, ServerError) else internal(error), final)
         finally:
             outcome.release()
 
