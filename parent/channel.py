@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _HAND_OVER_NS = 20_000
 """What an answer takes beside the execution that the stub reports, when nobody sleeps."""
 
-_PARENT_POLL_US = 100
+_PARENT_POLL_US = 200
 
 _RELEASES_AT_ONCE = 16
 """So many blocks of the stub's arena are given back by a record of their own; fewer wait for the next one."""
