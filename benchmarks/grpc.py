@@ -26,7 +26,8 @@ import numpy as np
 
 from .cases import add_sub, identity_fp32
 from .errors import BenchmarkError
-from .report import Column, Result, Sample, save, show
+from .report import Result, Sample, save, show
+from .serve import LOAD_COLUMNS
 from .servers import STUBLET_GRPC_COMMAND, Server, Target, distinct, parse_command
 from .startup import MODELS
 from .wire import InferRequest
@@ -34,16 +35,6 @@ from .wire import InferRequest
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
 _UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 _16M = 16 << 20
-_COLUMNS = (
-    Column("requests_per_s", "requests/s", ".0f"),
-    Column("p50_ms", "p50 ms", ".3f"),
-    Column("p99_ms", "p99 ms", ".3f"),
-    Column("gb_per_s", "GB/s"),
-    Column("parent_us", "parent us", ".1f"),
-    Column("stub_us", "stub us", ".1f"),
-    Column("client_us", "client us", ".1f"),
-)
-
 # Latencies in seconds of the requests of one run, how long it took, and the CPU seconds of the client.
 Run = tuple[Sequence[float], float, float]
 
@@ -214,7 +205,7 @@ def run(arguments: argparse.Namespace) -> None:
         servers = [stack.enter_context(target.serving(MODELS)) for target in targets]
         sides = dict(zip(distinct([server.name for server in servers]), servers, strict=True))
         results = [_run_case(sides, case, seconds, rounds) for case in CASES if case.name in chosen]
-    show(f"Load over gRPC, medians of {rounds} x {seconds:g} s", results, _COLUMNS, spread="p50_ms")
+    show(f"Load over gRPC, medians of {rounds} x {seconds:g} s", results, LOAD_COLUMNS, spread="p50_ms")
     save(arguments.output, {"seconds": seconds, "rounds": rounds}, results)
 
 

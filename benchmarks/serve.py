@@ -23,7 +23,7 @@ from .startup import MODELS, measure_bare, measure_start, ten_models
 
 _START = "start"
 _CASES = (*LOAD_CASES, *(RegionCase(f"shm-{size}M", partial(identity_fp32, size << 20), large=True) for size in (1, 16)))
-_LOAD_COLUMNS = (
+LOAD_COLUMNS = (
     Column("requests_per_s", "requests/s", ".0f"),
     Column("p50_ms", "p50 ms", ".3f"),
     Column("p99_ms", "p99 ms", ".3f"),
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise BenchmarkError("nothing was measured")
     if load:
         title = f"Load over HTTP, medians of {rounds} x {seconds} s; cores: parent + stub + client"
-        show(title, load, _LOAD_COLUMNS, spread="requests_per_s")
+        show(title, load, LOAD_COLUMNS, spread="requests_per_s")
     if start:
         title = f"Start to ready with ten models, then idle memory, medians of {rounds} starts"
         show(title, start, _START_COLUMNS, spread="ready_s")

@@ -28,11 +28,6 @@ class Environment(NamedTuple):
     """Variables to set, or, with None, to remove, as an activation would."""
 
 
-def names_environment(config: Any) -> bool:
-    """Whether the model asks for one, and so ``prepare`` may take long."""
-    return bool(environment_path(config, ""))
-
-
 def prepare(config: Any, model_dir: str, ending: Optional[threading.Event] = None) -> Environment:
     """The environment that the model asks for, unpacked or installed when that has not been done before, which may take minutes.
 

@@ -24,7 +24,7 @@ from ..shm.errors import OutOfSharedMemory, PeerGone, ProtocolError
 from .bls import make_request, refusal
 from .channel import Call
 from .errors import InternalError, ServerError
-from .request import Loan, Outcome, Request, Response
+from .request import Loan, Outcome, Request, Response, drop
 
 if TYPE_CHECKING:
     from .instance import Instance
@@ -57,7 +57,7 @@ class ForkedCaller:
         self._loop.remove_reader(self._socket.fileno())
         self._loop.remove_writer(self._socket.fileno())
         while self._unsent:
-            _drop(self._unsent.popleft()[0])
+            drop(self._unsent.popleft()[0])
         self._socket.close()
         if self._callee is not None and self._request is not None:
             self._callee.cancel(self._request)
@@ -112,11 +112,11 @@ class ForkedCaller:
         try:
             self._loop.call_soon_threadsafe(self._send, outcome, final)
         except RuntimeError:  # the server's loop has ended
-            _drop(outcome)
+            drop(outcome)
 
     def _send(self, outcome: Optional[Outcome], final: bool) -> None:
         if self.closed:
-            _drop(outcome)
+            drop(outcome)
             return
         self._unsent.append((outcome, final))
         if len(self._unsent) == 1:
@@ -128,7 +128,7 @@ class ForkedCaller:
             while unsent:
                 outcome, final = unsent[0]
                 self._socket.send(_told(outcome, final))
-                _drop(outcome)
+                drop(outcome)
                 unsent.popleft()
                 if final:
                     self._request = None
@@ -150,8 +150,3 @@ def _told(outcome: Optional[Outcome], final: bool) -> Tuple[Any, ...]:
         outputs = [(o.name, o.dtype.code, o.shape, outcome.copy(o)) for o in outcome.plan.outputs]
         return final, outputs, (), outcome.parameters
     return final, (), () if outcome is None else (outcome.code, str(outcome)), ""
-
-
-def _drop(outcome: Optional[Outcome]) -> None:
-    if isinstance(outcome, Response):
-        outcome.release()

@@ -21,7 +21,7 @@ from .grpc_messages import pb
 from .grpc_wire import prefix
 from .model import Model
 from .parameters import with_custom
-from .request import Outcome, Request, Response
+from .request import Outcome, Request, drop
 
 SHUTTING_DOWN = "GRPC server is shutting down and has stopped accepting new requests."
 
@@ -101,8 +101,7 @@ class InferStream:
             asked.request = None  # the two hold each other
         with self._lock:
             if self._ended or (asked.decoupled and asked not in self._open):
-                if isinstance(outcome, Response):
-                    outcome.release()
+                drop(outcome)
                 return
             if asked.decoupled:
                 if asked.backlog is not None:
@@ -258,8 +257,7 @@ class InferStream:
             self._out.clear()
             self._ordered.clear()
         for outcome in unsent:
-            if isinstance(outcome, Response):
-                outcome.release()
+            drop(outcome)
         for asked in left:
             if asked.backlog is not None:
                 asked.backlog.close()

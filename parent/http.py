@@ -28,7 +28,7 @@ from .http_settings import SettingsApi
 from .http_shared_memory import SharedMemoryApi
 from .http_statistics import StatisticsApi
 from .parameters import with_custom
-from .request import Outcome, Response
+from .request import Outcome, drop
 from .restricted_apis import parse_restrictions
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ class _Gate:
     def _set(self, outcome: Outcome) -> None:
         if not self._future.done():
             self._future.set_result(outcome)
-        elif isinstance(outcome, Response):
-            outcome.release()
+        else:
+            drop(outcome)
 
 
 class HttpFrontEnd:

@@ -17,7 +17,7 @@ from .errors import InvalidArgument, ServerError, Unavailable, Unsupported
 from .header_forwarding import HeaderForwarding
 from .http_exchange import JSON, Disconnected, Exchange
 from .http_routes import MODEL, Operation, Route
-from .request import Outcome, Request, Response
+from .request import Outcome, Request, drop
 
 if TYPE_CHECKING:
     from .core import Core
@@ -55,7 +55,7 @@ class GenerateApi:
                 while not final:
                     outcome, final = await responses.next()
                     if outcome is not None:
-                        _drop(outcome)
+                        drop(outcome)
                         raise Unsupported(_NOT_ONE)
         finally:
             responses.close()
@@ -171,7 +171,7 @@ class _Responses:
         if not self._ended:
             self._cancel()
         while self._waiting:
-            _drop(self._waiting.popleft()[0])
+            drop(self._waiting.popleft()[0])
 
     def _settle(self, outcome: Optional[Outcome], final: bool) -> None:
         if threading.get_ident() == self._thread:
@@ -181,7 +181,7 @@ class _Responses:
 
     def _arrive(self, outcome: Optional[Outcome], final: bool) -> None:
         if self._ended:
-            _drop(outcome)
+            drop(outcome)
             return
         self._waiting.append((outcome, final))
         self._ended = final
@@ -199,8 +199,3 @@ class _Responses:
         self._ended = True
         if self._request is not None:
             self._model.cancel(self._request)
-
-
-def _drop(outcome: Optional[Outcome]) -> None:
-    if isinstance(outcome, Response):
-        outcome.release()

@@ -22,7 +22,7 @@ from .errors import InternalError, ServerError, Unsupported
 from .http import NO_DECOUPLED, HttpFrontEnd, InferFields
 from .http_exchange import NAMES_AS_SENT
 from .model import Model
-from .request import Outcome, Request, Response
+from .request import Outcome, Request, drop
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +94,7 @@ class InferCycle:
 
     def _respond(self, outcome: Outcome) -> None:
         if self.disconnected or self._protocol.transport.is_closing():
-            if isinstance(outcome, Response):
-                outcome.release()
+            drop(outcome)
             return
         if isinstance(outcome, ServerError):
             self._fail(outcome)

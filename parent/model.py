@@ -21,7 +21,7 @@ from .instance import Instance, LoadFailed
 from .lifecycle import State
 from .log import about
 from .repository import ModelFiles
-from .request import Outcome, Request, Response
+from .request import Outcome, Request, drop
 from .scheduler import DefaultScheduler, Dispatches
 from .statistics import Failure, ModelStatistics
 
@@ -243,8 +243,7 @@ class Model:
                 self._dirty.append(instance)
                 self._flush()
                 outcome = None
-        if isinstance(outcome, Response):
-            outcome.release()
+        drop(outcome)
         self._expect_more(instance)
 
     def finalize(self, instance: Instance) -> None:

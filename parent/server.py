@@ -20,7 +20,7 @@ from .fork_server import ForkServer
 from .instance import LoadFailed
 from .model import Model
 from .options import ServerOptions
-from .request import Outcome, Request, Response
+from .request import Outcome, Request, drop
 from .spawner import Spawner
 
 _LEAST_SECONDS = 0.001
@@ -242,7 +242,7 @@ class Server:
 
         def arrive(outcome: Optional[Outcome], final: bool) -> None:
             if left:
-                _drop(outcome)
+                drop(outcome)
             else:
                 backlog.put(outcome)
                 arrived.put_nowait((outcome, final))
@@ -251,7 +251,7 @@ class Server:
             try:
                 loop.call_soon_threadsafe(arrive, outcome, final)
             except RuntimeError:
-                _drop(outcome)
+                drop(outcome)
 
         request = to_request(found, inputs, outputs, request_id, parameters, settle)
         backlog.attach(request)
@@ -269,7 +269,7 @@ class Server:
             if not final:
                 found.cancel(request)
             while not arrived.empty():
-                _drop(arrived.get_nowait()[0])
+                drop(arrived.get_nowait()[0])
 
     async def infer_async(
         self,
@@ -292,7 +292,7 @@ class Server:
                 loop.call_soon_threadsafe(_set_unless_done, future, outcome)
             except RuntimeError:
                 # The caller's loop was closed meanwhile, so nobody waits; raising here would cost others their answers.
-                _drop(outcome)
+                drop(outcome)
 
         request = to_request(found, inputs, outputs, request_id, parameters, settle)
         found.submit(request)
@@ -307,12 +307,7 @@ def _set_unless_done(future: asyncio.Future[Outcome], outcome: Outcome) -> None:
     if not future.done():
         future.set_result(outcome)
     else:
-        _drop(outcome)
-
-
-def _drop(outcome: Optional[Outcome]) -> None:
-    if isinstance(outcome, Response):
-        outcome.release()
+        drop(outcome)
 
 
 class InferStream(Iterator[InferResult]):
@@ -387,7 +382,7 @@ class _Arrivals:
                 self._backlog.put(outcome)
                 self.queue.put((outcome, final))
                 return
-        _drop(outcome)
+        drop(outcome)
 
     def close(self) -> None:
         with _settling:
@@ -397,7 +392,7 @@ class _Arrivals:
             self.model.cancel(self._request)
         while True:
             try:
-                _drop(self.queue.get_nowait()[0])
+                drop(self.queue.get_nowait()[0])
             except queue.Empty:
                 return
 
@@ -416,7 +411,7 @@ class _Waiter:
         """Takes the outcome. In any thread."""
         with _settling:
             if self._abandoned:
-                _drop(outcome)
+                drop(outcome)
                 return
             self._outcome = outcome
         if self._sleeper is not None:
@@ -432,7 +427,7 @@ class _Waiter:
             # Out of time, or interrupted: whatever comes now is for nobody.
             with _settling:
                 self._abandoned = True
-                _drop(self._outcome)
+                drop(self._outcome)
             raise
         assert self._outcome is not None
         return self._outcome

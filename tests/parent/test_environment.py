@@ -14,7 +14,7 @@ from typing import Any, List
 import pytest
 from leaks import eventually
 from stublet.parent import environment_source, model_config
-from stublet.parent.environment import Environment, names_environment, prepare
+from stublet.parent.environment import Environment, prepare
 from stublet.parent.model_config import ConfigError
 
 PYTHON = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
@@ -73,9 +73,7 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 def test_none() -> None:
     for it in (model_config.parse("", "config.pbtxt"), config("")):
-        assert not names_environment(it)
         assert prepare(it, "/models/m") == Environment(None, {})
-    assert names_environment(config("/env"))
 
 
 def test_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
