@@ -84,8 +84,8 @@ async def _measure(core: Any, count: int) -> dict[str, list[int]]:
     """Runs in the server's own loop, which meanwhile does nothing else: bells wait, replies are looked for here."""
     import uvicorn
     from stublet.parent.channel import News
-    from stublet.parent.http import HttpFrontEnd
-    from stublet.parent.http_protocol import InferProtocol
+    from stublet.parent.http.front_end import HttpFrontEnd
+    from stublet.parent.http.protocol import InferProtocol
     from uvicorn.server import ServerState
 
     model = core.find("add_sub")

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Sequence, Tuple,
 from ..shm.control import ANSWER, ASK, AUTO_COMPLETE, COMPLETED, FAILED, GROW, HELLO, LOG, NO_SEGMENT, SEGMENT, TELL
 from ..shm.errors import ProtocolError
 from ..shm.message import PROTOCOL_VERSION
-from . import environment, model_config, repository
+from . import model_config, repository
+from .environments import environment
 from .instance import LoadFailed
 from .log import LEVELS, VERBOSE, about, facts, stub_logger
 from .model_config import ConfigError

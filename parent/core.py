@@ -9,15 +9,18 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Awaitable, Collection, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
 
-from . import exposition, metrics_inference, metrics_machine, version
+from . import version
 from .bls import Router
 from .client_memory import ClientMemory
-from .custom_metrics import CustomMetrics
 from .errors import InvalidArgument, NotFound, ServerError
 from .lifecycle import State
 from .log_settings import LogSettings
-from .metrics_inference import InferenceMetrics
-from .metrics_machine import MachineMetrics
+from .metrics import exposition
+from .metrics.custom import CustomMetrics
+from .metrics.inference import NAMES as INFERENCE_NAMES
+from .metrics.inference import InferenceMetrics
+from .metrics.machine import NAMES as MACHINE_NAMES
+from .metrics.machine import MachineMetrics
 from .model import Model
 from .model_control import ModelControl
 from .options import ServerOptions
@@ -59,7 +62,7 @@ class Core:
         self.log_settings = LogSettings(options.log, self._set_verbose)
         self._inference_metrics = InferenceMetrics(self._served, options.metrics.counter_latencies)
         self._machine_metrics = MachineMetrics(options.metrics)
-        self.metrics = CustomMetrics(metrics_inference.NAMES | metrics_machine.NAMES)
+        self.metrics = CustomMetrics(INFERENCE_NAMES | MACHINE_NAMES)
         self.bls: Router
         self._control = ModelControl(self)
         self._kept: Set[asyncio.Task[Any]] = set()

@@ -31,11 +31,11 @@ from ..shm.message import PROTOCOL_VERSION
 from ..shm.polling import poll_limit
 from ..shm.segment import Segment
 from .channel import Channel
-from .custom_metrics import CustomMetricError
 from .errors import ServerError, Unavailable
 from .forked_caller import ForkedCaller
 from .lifecycle import Event, State, advance
 from .log import LEVELS, about, facts, stub_logger
+from .metrics.custom import CustomMetricError
 from .model_config import InstanceSpec
 from .request import Outcome
 from .stub_process import StubProcess

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optiona
 from ..shm.arena import Arena, Block
 from ..shm.errors import OutOfSharedMemory, ProtocolError
 from ..shm.segment import Segment
-from . import classification, environment, model_config, repository
+from . import classification, model_config, repository
 from .channel import News
+from .environments import environment
 from .errors import Cancelled, ServerError, Unavailable
 from .instance import Instance, LoadFailed
 from .lifecycle import State

@@ -13,7 +13,7 @@ from google.protobuf import json_format, text_format
 from google.protobuf.descriptor import FieldDescriptor
 
 from ..shm.dtype import BY_CONFIG_NAME, DataType
-from .metrics_options import check_bounds
+from .metrics.options import check_bounds
 
 
 def _load_messages() -> Any:

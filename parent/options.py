@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Dict, List, Sequence, Tuple
 
-from .grpc_options import GrpcOptions
-from .metrics_options import MetricsOptions
+from .grpc.options import GrpcOptions
+from .metrics.options import MetricsOptions
 
 
 class OptionError(Exception):

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Optional, Set
 
 import uvloop
 
-from .cli import EXIT_FAILED, EXIT_OK
+from .cli.main import EXIT_FAILED, EXIT_OK
 from .core import Core
 from .fork_server import ForkServer
-from .http import HttpFrontEnd
-from .http_protocol import ForwardingProtocol, InferProtocol
-from .http_server import HttpServer
+from .http.front_end import HttpFrontEnd
+from .http.protocol import ForwardingProtocol, InferProtocol
+from .http.server import HttpServer
 from .malloc import keep_large_blocks
-from .metrics_server import MetricsServer
+from .metrics.server import MetricsServer
 from .options import OptionError, ServerOptions
 from .repository import RepositoryError
 from .spawner import Spawner
@@ -28,7 +28,7 @@ from .status_table import print_status
 from .tls import server_context
 
 if TYPE_CHECKING:
-    from .grpc_server import GrpcServer
+    from .grpc.server import GrpcServer
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class _Run:
         os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
         loop = asyncio.get_running_loop()
         # The import takes as long as the start of a model, which goes on meanwhile.
-        module = await loop.run_in_executor(None, importlib.import_module, ".grpc_server", __package__)
+        module = await loop.run_in_executor(None, importlib.import_module, ".grpc.server", __package__)
         self._grpc = module.GrpcServer(self._core, self._options.grpc, self._options.http_address)
         self._grpc.start()
 

@@ -20,7 +20,7 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Deque, Dict, List, Optional, Tuple
 
 from .errors import Cancelled, ServerError
-from .metrics_latency import Histogram, Latencies
+from .metrics.latency import Histogram, Latencies
 
 if TYPE_CHECKING:
     from .request import Outcome, Request

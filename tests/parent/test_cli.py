@@ -9,9 +9,9 @@ from typing import Dict
 import click
 import pytest
 from click.testing import CliRunner
-from stublet.parent.cli import cli
-from stublet.parent.cli_serve import serve
-from stublet.parent.ignored_options import IGNORED
+from stublet.parent.cli.ignored_options import IGNORED
+from stublet.parent.cli.main import cli
+from stublet.parent.cli.serve import serve
 
 OPTIONS: Dict[str, click.Parameter] = {flag: parameter for parameter in serve.params for flag in parameter.opts}
 

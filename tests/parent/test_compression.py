@@ -11,7 +11,7 @@ from http_wire import cut
 from hypothesis import given
 from hypothesis import strategies as st
 from stublet.parent import InvalidArgument, ServerError, Unsupported
-from stublet.parent.compression import Decoder, accepted, compress, decoder_for
+from stublet.parent.http.compression import Decoder, accepted, compress, decoder_for
 
 CODINGS = {"gzip": gzip.compress, "deflate": zlib.compress}
 

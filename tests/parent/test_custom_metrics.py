@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
-from stublet.parent import custom_metrics
-from stublet.parent.custom_metrics import COUNTER, GAUGE, HISTOGRAM, CustomMetricError, CustomMetrics
+from stublet.parent.metrics import custom
+from stublet.parent.metrics.custom import COUNTER, GAUGE, HISTOGRAM, CustomMetricError, CustomMetrics
 
 GONE = (
     "Invalid metric operation as the corresponding 'MetricFamily' has been deleted. The 'MetricFamily' object should be deleted AFTER "
@@ -295,7 +295,7 @@ def test_a_handle_is_dropped_once(metrics: CustomMetrics) -> None:
 
 
 def test_there_is_an_end_to_handles(metrics: CustomMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(custom_metrics, "_MOST_HANDLES", 3)
+    monkeypatch.setattr(custom, "_MOST_HANDLES", 3)
     family = metrics.family("a", "requests", "", GAUGE)
     handles = [metrics.metric("a", family, {"x": value}, None) for value in ("1", "2")]
     for refuse in (lambda: metrics.metric("a", family, {"x": "3"}, None), lambda: metrics.family("a", "more", "", GAUGE)):

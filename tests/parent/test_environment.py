@@ -13,8 +13,9 @@ from typing import Any, List
 
 import pytest
 from leaks import eventually
-from stublet.parent import environment_source, model_config
-from stublet.parent.environment import Environment, prepare
+from stublet.parent import model_config
+from stublet.parent.environments import source
+from stublet.parent.environments.environment import Environment, prepare
 from stublet.parent.model_config import ConfigError
 
 PYTHON = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
@@ -186,7 +187,7 @@ def test_an_archive_that_is_refused(tmp_path: Path, cache: Path) -> None:
 def test_an_archive_that_changes_meanwhile(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = packed(tmp_path / "env.tar.gz", environment(tmp_path / "env"))
     stamps = iter([1, 2])
-    monkeypatch.setattr(environment_source, "identity", lambda path: next(stamps))
+    monkeypatch.setattr(source, "identity", lambda path: next(stamps))
     assert "changed while it was read" in complaint(archive)
     assert os.listdir(cache) == []
 
@@ -269,7 +270,7 @@ def test_requirements(tmp_path: Path, cache: Path, uv: Uv, log: pytest.LogCaptur
 
 
 def test_numpy_is_added_where_nothing_brings_it(tmp_path: Path, uv: Uv, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment_source, "_HAS_NUMPY", "raise SystemExit(1)")
+    monkeypatch.setattr(source, "_HAS_NUMPY", "raise SystemExit(1)")
     prepare(config(str(requirements(tmp_path / "requirements.txt", "requests\n"))), "/models/m")
     assert len(uv.asked) == 3
     assert uv.asked[2].endswith("/bin/python numpy")

@@ -14,8 +14,8 @@ from typing import Callable, List, Optional
 
 import pytest
 from leaks import eventually
-from stublet.parent import environment_cache
-from stublet.parent.environment_cache import Ended, EnvironmentCache, cache_root, content_hash, key_of
+from stublet.parent.environments import cache as cache_module
+from stublet.parent.environments.cache import Ended, EnvironmentCache, cache_root, content_hash, key_of
 
 NEVER = threading.Event()
 
@@ -92,7 +92,7 @@ def test_nothing_of_a_failure_is_kept(made: Made) -> None:
 def test_what_a_killed_server_left_goes(made: Made) -> None:
     killed = """
 import os, signal, sys, threading
-from stublet.parent.environment_cache import EnvironmentCache
+from stublet.parent.environments.cache import EnvironmentCache
 def make(directory, lock):
     os.makedirs(directory + "/half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -151,7 +151,7 @@ def test_a_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     first = content_hash(str(file), NEVER)
     (tmp_path / "link").symlink_to(file)
     with monkeypatch.context() as patch:
-        patch.setattr(environment_cache.hashlib, "sha256", None)  # type: ignore[attr-defined]
+        patch.setattr(cache_module.hashlib, "sha256", None)  # type: ignore[attr-defined]
         assert content_hash(str(file), NEVER) == content_hash(str(tmp_path / "link"), NEVER) == first
     os.utime(file, ns=(1, 1))
     assert content_hash(str(file), NEVER) == first

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from stublet.parent.custom_metrics import COUNTER, GAUGE, HISTOGRAM, CustomMetrics
-from stublet.parent.exposition import Family, Sample, number, render
+from stublet.parent.metrics.custom import COUNTER, GAUGE, HISTOGRAM, CustomMetrics
+from stublet.parent.metrics.exposition import Family, Sample, number, render
 
 
 class Fixed:

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from stublet.parent import Server, ServerError
 from stublet.parent.errors import InvalidArgument
-from stublet.parent.generate import GenerateRequest, parse, shape_of
+from stublet.parent.http.generate_json import GenerateRequest, parse, shape_of
 from stublet.parent.model_config import TensorSpec
 from stublet.shm.dtype import BY_NAME, element_count
 

@@ -8,8 +8,8 @@ import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
-from stublet.parent.grpc_messages import pb
-from stublet.parent.grpc_wire import prefix, split
+from stublet.parent.grpc.messages import pb
+from stublet.parent.grpc.wire import prefix, split
 
 
 @st.composite

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from stublet.parent.http_client import ClientError, HttpClient, base_url
+from stublet.parent.cli.http_client import ClientError, HttpClient, base_url
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Optional, Tuple
 
 import pytest
-from stublet.parent.http_exchange import Exchange
-from stublet.parent.http_routes import MODEL, Operation, Route, Router, paths
+from stublet.parent.http.exchange import Exchange
+from stublet.parent.http.routes import MODEL, Operation, Route, Router, paths
 
 
 async def nothing(_exchange: Exchange, *_: Any) -> None:

@@ -11,8 +11,8 @@ from http_wire import Wire, chunked, cut, infer, tensor
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stublet.parent import Server, ServerError
-from stublet.parent.http_infer import InferBody
-from stublet.parent.http_infer_header import parse_header, remembered_header
+from stublet.parent.http.infer import InferBody
+from stublet.parent.http.infer_header import parse_header, remembered_header
 from stublet.parent.model import Model
 
 LIMIT = 1 << 20

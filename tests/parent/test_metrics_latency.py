@@ -8,7 +8,7 @@ from typing import List
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stublet.parent.metrics_latency import Histogram, Quantiles
+from stublet.parent.metrics.latency import Histogram, Quantiles
 
 SECOND = 10**9
 

@@ -6,8 +6,8 @@ import importlib.util
 from typing import Dict
 
 import pytest
-from stublet.parent.exposition import Collector, Number
-from stublet.parent.metrics_machine import Cpu, CpuTimes, find_gpus, parse_meminfo, parse_stat
+from stublet.parent.metrics.exposition import Collector, Number
+from stublet.parent.metrics.machine import Cpu, CpuTimes, find_gpus, parse_meminfo, parse_stat
 
 STAT = "cpu  100 20 30 800 50 1 2 3 7 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n"
 MEMINFO = "MemTotal:       1000 kB\nMemFree:         100 kB\nMemAvailable:    400 kB\nHugePages_Total:       0\n\n"

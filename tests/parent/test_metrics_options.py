@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import text_format
 from hypothesis import given
 from hypothesis import strategies as st
-from stublet.parent.metrics_options import FIRST_RESPONSE, MetricsOptions, check_bounds
+from stublet.parent.metrics.options import FIRST_RESPONSE, MetricsOptions, check_bounds
 from tritonclient.grpc import model_config_pb2
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from stublet.parent.errors import InvalidArgument
-from stublet.parent.json_document import put_parameter
+from stublet.parent.http.json_document import put_parameter
 from stublet.parent.parameters import EXPECTS, MAX_UNSIGNED, RequestParameters
 
 

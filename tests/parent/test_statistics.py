@@ -6,7 +6,7 @@ from typing import Any, Dict, Optional
 
 import pytest
 from stublet.parent.errors import Cancelled, InternalError, Unavailable
-from stublet.parent.metrics_latency import Histogram, Latencies
+from stublet.parent.metrics.latency import Histogram, Latencies
 from stublet.parent.request import Request, Response
 from stublet.parent.statistics import MOST_RESPONSES, Failure, ModelStatistics, failure_of
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stublet.parent.tensor_text import TensorError, from_json, from_wire, nested, read, save, show, to_json, to_wire
+from stublet.parent.cli.tensor_text import TensorError, from_json, from_wire, nested, read, save, show, to_json, to_wire
 from stublet.shm.dtype import BF16, BY_NAME, BYTES, DATA_TYPES, DataType
 
 

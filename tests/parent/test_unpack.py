@@ -15,8 +15,8 @@ from typing import Any, Dict, Iterable, List, Tuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stublet.parent import unpack as module
-from stublet.parent.unpack import UnpackError, unpack
+from stublet.parent.environments import unpack as module
+from stublet.parent.environments.unpack import UnpackError, unpack
 
 UNFILTERED: Dict[str, Any] = {"filter": "fully_trusted"} if hasattr(tarfile, "data_filter") else {}
 """As in Pythons whose tarfile has no filters."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stublet.shm import message as message_module
 from stublet.shm.dtype import BY_CODE, BYTES
 from stublet.shm.errors import ProtocolError
-from stublet.shm.message import (
+from stublet.shm.message import (  # fmt: skip
     BLOCKING,
     EMPTY,
     FAILURE,
@@ -33,7 +33,7 @@ from stublet.shm.message import (
     pack,
     packer,
     unpack,
-)  # fmt: skip
+)
 
 Decoder = Callable[[bytes], Tuple[Any, ...]]
 

@@ -1,0 +1,1 @@
+"""The command ``stublet``: ``serve``, ``infer`` and ``ps``."""

@@ -1,0 +1,133 @@
+"""``stublet ps``: from what a server says of itself to rows for the eye."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from ..repository_index import READY
+from .http_client import ClientError, HttpClient
+
+INSTANCES = "/v2/stublet/instances"
+_NOT_FOUND = 404
+_NONE = "-"
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_COLUMNS = ("model", "version", "instance", "pid", "device", "state", "running", "queue", "memory", "shared memory")
+_INDEX_COLUMNS = ("model", "version", "state")
+
+
+class Listing(NamedTuple):
+    """What is shown: a line about the server, a table, and lines about what is wrong."""
+
+    title: str
+    columns: Sequence[str]
+    rows: List[Tuple[str, ...]]
+    notes: List[str]
+
+
+def fetch(client: HttpClient) -> Tuple[Dict[str, Any], Listing]:
+    """What a server serves, as it says it, and to be shown. One that is not stublet tells only its models.
+
+    Raises:
+        ClientError: it cannot be reached, or does not speak the protocol.
+    """
+    about = client.get("/v2").json()
+    ready = _is_ready(client)
+    try:
+        report = client.get(INSTANCES).json()
+    except ClientError as error:
+        if error.status != _NOT_FOUND:
+            raise
+        index = client.request("POST", "/v2/repository/index").json()
+        return {"server": about, "index": index}, of_index(about, client.url, ready, index)
+    return report, of_report(about, client.url, ready, report)
+
+
+def _is_ready(client: HttpClient) -> bool:
+    try:
+        client.get("/v2/health/ready")
+    except ClientError as error:
+        if not error.status:
+            raise
+        return False
+    return True
+
+
+def of_report(about: Dict[str, Any], url: str, ready: bool, report: Dict[str, Any]) -> Listing:
+    """The listing of a server that tells its instances."""
+    rows: List[Tuple[str, ...]] = []
+    notes: List[str] = []
+    for model in report["models"]:
+        of_model = (str(model["pending"]), size(model["shared_memory_bytes"]))
+        if model["reason"]:
+            notes.append(_note(f"{model['name']} {model['version']}".strip(), model["reason"]))
+        if not model["instances"]:
+            rows.append(
+                (model["name"], model["version"] or _NONE, _NONE, _NONE, _NONE, model["state"], _NONE, of_model[0], _NONE, of_model[1])
+            )
+        for number, instance in enumerate(model["instances"]):
+            # What belongs to the model stands at its first instance.
+            pending, shared = of_model if number == 0 else (_NONE, _NONE)
+            if instance["reason"] and instance["reason"] != model["reason"]:
+                notes.append(_note(instance["name"], instance["reason"]))
+            state = model["state"] if instance["state"] == READY else instance["state"]
+            rows.append(
+                (
+                    model["name"], model["version"], instance["name"], _text(instance["pid"]), instance["device"], state,
+                    str(instance["executing"]), pending, size(instance["memory_bytes"]), shared,
+                )
+            )  # fmt: skip
+    server = report["server"]
+    count = len({model["name"] for model in report["models"] if model["state"] == READY})
+    facts = (
+        f"{about['name']} {about['version']}", url, "ready" if ready else "NOT READY", f"pid {server['pid']}", f"up {duration(server['seconds'])}",
+        size(server["memory_bytes"]), _models_ready(count),
+    )  # fmt: skip
+    return Listing(" · ".join(facts), _COLUMNS, rows, notes)
+
+
+def of_index(about: Dict[str, Any], url: str, ready: bool, index: Sequence[Dict[str, str]]) -> Listing:
+    """The listing of a server that tells only its models."""
+    rows: List[Tuple[str, ...]] = [(row["name"], row.get("version") or _NONE, row.get("state") or _NONE) for row in index]
+    notes = [_note(f"{row['name']} {row.get('version', '')}".strip(), row["reason"]) for row in index if row.get("reason")]
+    count = len({row["name"] for row in index if row.get("state") == READY})
+    facts = (f"{about.get('name', '')} {about.get('version', '')}", url, "ready" if ready else "NOT READY", _models_ready(count))
+    return Listing(" · ".join(facts), _INDEX_COLUMNS, rows, notes)
+
+
+def size(nbytes: Optional[int]) -> str:
+    """``12.3MiB``; a dash for what is not known."""
+    if nbytes is None:
+        return _NONE
+    value, unit = float(nbytes), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.0f}{_UNITS[unit]}" if unit == 0 or value >= 100 else f"{value:.1f}{_UNITS[unit]}"
+
+
+def duration(seconds: float) -> str:
+    """``3d 4h``, ``4h 5m``, ``5m 6s``, ``6s``: the two largest units."""
+    left = int(seconds)
+    parts: List[str] = []
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        amount, left = divmod(left, length)
+        if amount or parts or unit == "s":
+            parts.append(f"{amount}{unit}")
+    return " ".join(parts[:2])
+
+
+def as_json(document: Dict[str, Any]) -> str:
+    """The server's own words, for programs."""
+    return json.dumps(document, indent=2, ensure_ascii=False)
+
+
+def _models_ready(count: int) -> str:
+    return f"{count} model{'' if count == 1 else 's'} ready"
+
+
+def _note(who: str, why: str) -> str:
+    return f"{who}: {why.strip().splitlines()[0]}"
+
+
+def _text(value: Optional[int]) -> str:
+    return _NONE if value is None else str(value)

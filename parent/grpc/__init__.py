@@ -1,0 +1,1 @@
+"""gRPC: the GRPCInferenceService, health and reflection, on grpcio."""

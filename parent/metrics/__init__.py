@@ -1,0 +1,1 @@
+"""What the metrics port shows, and the metrics that models make themselves."""

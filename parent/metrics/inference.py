@@ -1,0 +1,157 @@
+"""The metrics of models: Triton's ``nv_inference_...``, and ours beside them in SI units (spec 7)."""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Tuple
+
+from ..lifecycle import State
+from ..statistics import Failure, ModelStatistics
+from . import exposition
+from .exposition import Family, Number, Sample
+from .latency import Latencies
+from .options import FIRST_RESPONSE
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+_COUNTERS: Tuple[Tuple[str, str, Callable[[ModelStatistics], int]], ...] = (
+    ("nv_inference_count", "Number of inferences performed (does not include cached requests)", lambda s: s.inferences),
+    ("nv_inference_exec_count", "Number of model executions performed (does not include cached requests)", lambda s: s.executions),
+)
+
+_DURATIONS: Tuple[Tuple[str, str, Callable[[ModelStatistics], int]], ...] = (
+    ("request", "Cumulative inference request duration in microseconds (includes cached requests)", lambda s: s.total_ns),
+    ("queue", "Cumulative inference queuing duration in microseconds (includes cached requests)", lambda s: s.queue_ns),
+    ("compute_input", "Cumulative compute input duration in microseconds (does not include cached requests)", lambda s: s.input_ns),
+    ("compute_infer", "Cumulative compute inference duration in microseconds (does not include cached requests)", lambda s: s.infer_ns),
+    ("compute_output", "Cumulative inference compute output duration in microseconds (does not include cached requests)", lambda s: s.output_ns),
+)  # fmt: skip
+
+_SUMMARIES = (
+    "Summary of inference request duration in microseconds (includes cached requests)",
+    "Summary of inference queuing duration in microseconds (includes cached requests)",
+    "Summary of compute input duration in microseconds (does not include cached requests)",
+    "Summary of compute inference duration in microseconds (does not include cached requests)",
+    "Summary of inference compute output duration in microseconds (does not include cached requests)",
+)
+
+_NANOSECONDS = 1e-9
+
+
+class InferenceMetrics:
+    """
+    Args:
+        models: those that serve now.
+        durations: whether there are counters of them.
+    """
+
+    def __init__(self, models: Callable[[], Iterable[Model]], durations: bool) -> None:
+        self._models = models
+        self._durations = durations
+
+    def collect(self) -> Iterator[Family]:
+        models = [({"model": model.name, "version": str(model.version)}, model) for model in self._models()]
+        for _, model in models:
+            model.statistics.count()
+        yield from self._triton(models)
+        yield from _distributions(models)
+        yield from _own(models)
+
+    def _triton(self, models: List[_Labelled]) -> Iterator[Family]:
+        yield _family(
+            "nv_inference_request_success",
+            "Number of successful inference requests, all batch sizes",
+            "counter",
+            [(labels, model.statistics.successes) for labels, model in models],
+        )
+        yield _family(
+            "nv_inference_request_failure",
+            "Number of failed inference requests, all batch sizes",
+            "counter",
+            [({**labels, "reason": why.name}, model.statistics.failures[why]) for labels, model in models for why in Failure],
+        )
+        for name, text, value in _COUNTERS:
+            yield _family(name, text, "counter", [(labels, value(model.statistics)) for labels, model in models])
+        if self._durations:
+            for part, text, value in _DURATIONS:
+                name = f"nv_inference_{part}_duration_us"
+                yield _family(name, text, "counter", [(labels, value(model.statistics) // 1000) for labels, model in models])
+        yield _family(
+            "nv_inference_pending_request_count",
+            "Instantaneous number of pending requests awaiting execution per-model.",
+            "gauge",
+            [(labels, model.pending()) for labels, model in models],
+        )
+
+
+_Labelled = Tuple[Dict[str, str], Any]
+
+
+def _family(name: str, text: str, kind: str, series: Iterable[Tuple[Dict[str, str], Number]]) -> Family:
+    return Family(name, text, kind, [Sample(name, labels, value) for labels, value in series])
+
+
+def _distributions(models: List[_Labelled]) -> Iterator[Family]:
+    """What has to be turned on."""
+    now = perf_counter_ns()
+    samples = []
+    for labels, model in models:
+        histogram = model.statistics.first_response
+        if histogram is not None:
+            bounds = [*map(exposition.number, histogram.bounds), "+Inf"]
+            with model.statistics.lock:
+                buckets, total = histogram.buckets(), histogram.sum
+            samples += [Sample(f"{FIRST_RESPONSE}_bucket", {**labels, "le": bound}, count) for bound, count in zip(bounds, buckets)]
+            samples.append(Sample(f"{FIRST_RESPONSE}_sum", labels, total))
+            samples.append(Sample(f"{FIRST_RESPONSE}_count", labels, buckets[-1]))
+    yield Family(FIRST_RESPONSE, "Duration from request to first response in milliseconds", "histogram", samples)
+    for index, part in enumerate(Latencies.PARTS):
+        name = f"nv_inference_{part}_summary_us"
+        samples = []
+        for labels, model in models:
+            latencies = model.statistics.latencies
+            if latencies is not None:
+                with model.statistics.lock:
+                    count, total, values = latencies.read(index, now)
+                samples.append(Sample(f"{name}_count", labels, count))
+                samples.append(Sample(f"{name}_sum", labels, total))
+                samples += [
+                    Sample(name, {**labels, "quantile": exposition.number(quantile)}, value)
+                    for quantile, value in zip(latencies.quantiles, values)
+                ]
+        yield Family(name, _SUMMARIES[index], "summary", samples)
+
+
+def _own(models: List[_Labelled]) -> Iterator[Family]:
+    instances = [({**labels, "instance": instance.name}, instance) for labels, model in models for instance in model.instances]
+    yield _family(
+        "stublet_instance_up",
+        "Whether the instance serves",
+        "gauge",
+        [(labels, int(instance.state is State.READY)) for labels, instance in instances],
+    )
+    yield _family(
+        "stublet_instance_start_time_seconds",
+        "When the process of the instance was started, in seconds since 1970",
+        "gauge",
+        [(labels, instance.started_at) for labels, instance in instances if instance.state is State.READY],
+    )
+    capacity, used = [], []
+    for labels, model in models:
+        memory = model.memory()
+        inputs = {**labels, "arena": "inputs"}
+        capacity += [(inputs, memory.inputs), ({**labels, "arena": "outputs"}, memory.outputs)]
+        used.append((inputs, memory.inputs_used))
+    yield _family("stublet_shared_memory_capacity_bytes", "Shared memory of the model, in bytes", "gauge", capacity)
+    yield _family("stublet_shared_memory_used_bytes", "Shared memory of the model that is in use, in bytes", "gauge", used)
+    name = "stublet_ring_round_trip_seconds"
+    samples = []
+    for labels, model in models:
+        samples.append(Sample(f"{name}_count", labels, model.statistics.round_trips))
+        samples.append(Sample(f"{name}_sum", labels, model.statistics.round_trip_ns * _NANOSECONDS))
+    yield Family(name, "What an execution takes beside the time in execute, in seconds", "summary", samples)
+
+
+NAMES = frozenset(family.name for family in InferenceMetrics(list, durations=True).collect())
+"""Of all that there can be."""
