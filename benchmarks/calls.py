@@ -10,21 +10,21 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .client import HttpClient
 from .errors import BenchmarkError
 from .report import Column, Result, Sample, save, show
-from .servers import STUBLET_COMMAND, Server, Target, distinct, parse_command
+from .servers import STUBLET_GRPC_COMMAND, Server, Target, distinct, parse_command
 from .streams import Ask, embedded_stream, grpc_stream
 from .wire import HEADER_LENGTH, InferRequest, WireTensor, build_request
 
 MODELS = Path(__file__).with_name("calling_models")
 _16M = (16 << 20) // 4
-_STREAM = "stream"
+_EMBEDDED_STREAM, _GRPC_STREAM = "stream", "stream-grpc"
 _RESPONSES = 1000
 _LINE = b"benchmark line "
 # A server that logs on its own time may be behind the model by this much.
@@ -101,7 +101,7 @@ CASES: Sequence[Case] = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    command = "with {repo} and {port} filled in, and {grpc_port} for the case 'stream'"
+    command = "with {repo} and {port} filled in, and {grpc_port} for the streams"
     parser.add_argument("--command", metavar="CMD", help=f"start this server, {command} (stublet)")
     parser.add_argument("--against-command", metavar="CMD", help="start this one to compare with (none)")
     parser.add_argument("--seconds", type=float, help="for each case, server and round (1)")
@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> None:
     chosen = arguments.only.split(",") if arguments.only else _case_names()
     if unknown := set(chosen) - set(_case_names()):
         raise BenchmarkError(f"no case '{unknown.pop()}'; there are {', '.join(_case_names())}")
-    targets = [Target(parse_command(arguments.command) if arguments.command else STUBLET_COMMAND)]
+    targets = [Target(parse_command(arguments.command) if arguments.command else STUBLET_GRPC_COMMAND)]
     if arguments.against_command:
         targets.append(Target(parse_command(arguments.against_command)))
     with ExitStack() as stack:
@@ -125,7 +125,13 @@ def run(arguments: argparse.Namespace) -> None:
         names = distinct([server.name for server in servers])
         sides = dict(zip(names, servers, strict=True))
         calls = [_run_case(sides, case, seconds, rounds) for case in CASES if case.name in chosen]
-        streams = [_run_streams(sides, seconds, rounds)] if _STREAM in chosen else []
+        # Only this package's own server is there without a network.
+        embedded = None if arguments.command else names[0]
+        streams = [
+            _run_streams(case, sides, embedded if case == _EMBEDDED_STREAM else None, seconds, rounds)
+            for case in (_EMBEDDED_STREAM, _GRPC_STREAM)
+            if case in chosen
+        ]
     heading = f"medians of {rounds} x {seconds:g} s"
     if calls:
         show(f"Calls of a model, {heading}", calls, _COLUMNS, spread="call_us")
@@ -135,7 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _case_names() -> list[str]:
-    return [*(case.name for case in CASES), _STREAM]
+    return [*(case.name for case in CASES), _EMBEDDED_STREAM, _GRPC_STREAM]
 
 
 def _run_case(sides: Mapping[str, Server], case: Case, seconds: float, rounds: int) -> Result:
@@ -172,27 +178,27 @@ def _lines_since(log: Path, start: int, expected: int) -> int:
         time.sleep(0.1)
 
 
-def _run_streams(sides: Mapping[str, Server], seconds: float, rounds: int) -> Result:
-    print(f"{_STREAM} ...", file=sys.stderr)
+def _run_streams(case: str, sides: Mapping[str, Server], embedded: str | None, seconds: float, rounds: int) -> Result:
+    """`embedded`: the side that is asked in this process; the others are asked over gRPC."""
+    print(f"{case} ...", file=sys.stderr)
     with ExitStack() as stack:
-        asks = {name: stack.enter_context(_stream(server)) for name, server in sides.items()}
+        asks = {
+            name: stack.enter_context(embedded_stream(MODELS) if name == embedded else _grpc_stream(case, server))
+            for name, server in sides.items()
+        }
         samples: dict[str, list[Sample]] = {name: [] for name in asks}
         for number in range(rounds + 1):
             for name, ask in asks.items():
                 sample = _measure_stream(ask, seconds)
                 if number:
                     samples[name].append(sample)
-    return Result(_STREAM, samples)
+    return Result(case, samples)
 
 
-@contextmanager
-def _stream(server: Server) -> Iterator[Ask]:
-    if server.grpc_port is not None:
-        with grpc_stream(server.host, server.grpc_port) as ask:
-            yield ask
-    else:
-        with embedded_stream(MODELS) as ask:
-            yield ask
+def _grpc_stream(case: str, server: Server) -> AbstractContextManager[Ask]:
+    if server.grpc_port is None:
+        raise BenchmarkError(f"the case '{case}' needs a command with {{grpc_port}} for {server.name}")
+    return grpc_stream(server.host, server.grpc_port)
 
 
 def _measure_stream(ask: Ask, seconds: float) -> Sample:

@@ -54,7 +54,7 @@ class LoadCase:
         }
         if self.large:
             # An identity: as many bytes of tensor come back as go in.
-            sample["gb_per_s"] = request.reply_bytes * run.requests / run.seconds / 1e9
+            sample["gb_per_s"] = request.output_bytes * run.requests / run.seconds / 1e9
         if before is not None and after is not None:
             parent, stubs = after.since(before)
             sample["parent_us"] = parent / run.requests * 1e6

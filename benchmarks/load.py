@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,12 @@ class LoadRun:
     p50: float
     p99: float
     cpu: float
+
+    @classmethod
+    def of(cls, latencies: Sequence[float], seconds: float, cpu: float) -> LoadRun:
+        """From the latency of each request."""
+        p50, p99 = np.percentile(latencies, [50, 99])
+        return cls(len(latencies), seconds, float(p50), float(p99), cpu)
 
 
 def require_wrk() -> str:
@@ -106,5 +113,4 @@ def run_socket(host: str, port: int, request: InferRequest, seconds: int) -> Loa
                 break
         cpu = time.process_time() - cpu
         request.check(*reply)
-    p50, p99 = np.percentile(latencies, [50, 99]) / 1e9
-    return LoadRun(len(latencies), sum(latencies) / 1e9, float(p50), float(p99), cpu)
+    return LoadRun.of([nanoseconds / 1e9 for nanoseconds in latencies], sum(latencies) / 1e9, cpu)

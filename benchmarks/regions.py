@@ -28,6 +28,14 @@ class RegionRequest(InferRequest):
 
     memory: mmap.mmap
 
+    @property
+    def reply_bytes(self) -> int:
+        return 0
+
+    def clear(self) -> None:
+        """Wipes the output."""
+        self.memory[self.output_bytes :] = bytes(self.output_bytes)
+
     def check(self, status: int, headers: Mapping[str, str], body: memoryview) -> None:
         if status != 200:
             raise BenchmarkError(f"{self.model}: HTTP {status}: {bytes(body[:500])!r}")
@@ -35,8 +43,12 @@ class RegionRequest(InferRequest):
         (output,) = json.loads(bytes(body))["outputs"]
         if (output["name"], output["datatype"], tuple(output["shape"])) != (name, want.datatype, want.shape):
             raise BenchmarkError(f"{self.model}: the output is {output}")
-        size = len(want.raw)
-        with memoryview(self.memory) as view, view[size : 2 * size] as found:
+        self.check_memory()
+
+    def check_memory(self) -> None:
+        """Compares the output with what is expected. Raises BenchmarkError if it is something else."""
+        (want,) = self.expected.values()
+        with memoryview(self.memory) as view, view[self.output_bytes :] as found:
             if not same_bytes(found, want.raw):
                 raise BenchmarkError(f"{self.model}: the region has wrong contents")
 
@@ -47,20 +59,24 @@ class RegionCase(LoadCase):
 
     @contextmanager
     def prepared(self, servers: Sequence[Server]) -> Iterator[InferRequest]:
-        """The request; the region is registered with every server, and unregistered afterwards."""
-        request = self.make()
-        ((name, tensor),) = request.expected.items()
-        size = len(tensor.raw)
-        with shared_memory(2 * size) as (key, memory), ExitStack() as stack:
-            memory[:size] = tensor.raw
+        with by_region(self.make(), servers) as request:
             for server in servers:
-                stack.enter_context(registered(server, key, 2 * size))
-            body = _body(name, tensor, key)
-            for server in servers:
-                memory[size:] = bytes(size)
-                by_region = RegionRequest(request.model, len(body), body, request.expected, memory)
-                verify(server.host, server.port, by_region)
-            yield by_region
+                request.clear()
+                verify(server.host, server.port, request)
+            yield request
+
+
+@contextmanager
+def by_region(request: InferRequest, servers: Sequence[Server]) -> Iterator[RegionRequest]:
+    """The same request by way of a region, which is registered with every server, and unregistered afterwards."""
+    ((name, tensor),) = request.expected.items()
+    size = len(tensor.raw)
+    with shared_memory(2 * size) as (key, memory), ExitStack() as stack:
+        memory[:size] = tensor.raw
+        for server in servers:
+            stack.enter_context(registered(server, key, 2 * size))
+        body = _body(name, tensor, key)
+        yield RegionRequest(request.model, len(body), body, request.expected, memory)
 
 
 @contextmanager

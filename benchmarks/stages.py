@@ -83,9 +83,9 @@ def run(arguments: argparse.Namespace) -> None:
 async def _measure(core: Any, count: int) -> dict[str, list[int]]:
     """Runs in the server's own loop, which meanwhile does nothing else: bells wait, replies are looked for here."""
     import uvicorn
-    from stublet.parent.channel import News
     from stublet.parent.http.front_end import HttpFrontEnd
     from stublet.parent.http.protocol import InferProtocol
+    from stublet.parent.news import News
     from uvicorn.server import ServerState
 
     model = core.find("add_sub")

@@ -10,6 +10,7 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import BenchmarkError
 
@@ -40,9 +41,20 @@ class InferRequest:
         return f"/v2/models/{self.model}/infer"
 
     @property
+    def header(self) -> dict[str, Any]:
+        """The JSON before the binary tensors."""
+        header: dict[str, Any] = json.loads(self.body[: self.header_length])
+        return header
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of the tensors that come back."""
+        return sum(len(tensor.raw) for tensor in self.expected.values())
+
+    @property
     def reply_bytes(self) -> int:
         """Bytes of tensors in a right reply; a whole reply is longer than that."""
-        return sum(len(tensor.raw) for tensor in self.expected.values())
+        return self.output_bytes
 
     def check(self, status: int, headers: Mapping[str, str], body: memoryview) -> None:
         """Compares a reply with what is expected.

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
         UnknownError,
         Unsupported,
     )
+    from .infer_stream import InferStream
     from .instance import LoadFailed
     from .options import ServerOptions
     from .repository import RepositoryError
-    from .server import InferStream, Server
+    from .server import Server
 
 _HOMES: Dict[str, str] = {
     **dict.fromkeys(
@@ -35,7 +36,7 @@ _HOMES: Dict[str, str] = {
         ".errors",
     ),
     "InferResult": ".arrays",
-    "InferStream": ".server",
+    "InferStream": ".infer_stream",
     "LoadFailed": ".instance",
     "RepositoryError": ".repository",
     "Server": ".server",

@@ -18,15 +18,15 @@ PATIENCE_SECONDS = 60.0
 
 class Backlog:
     """Holds the model up while too many responses wait: its sender's ``send`` returns when there is room again. So what a fast model sends
-        to a slow client stays bounded, without losing any of it. The bounds are wide, because a model that sends from ``execute`` keeps others
+    to a slow client stays bounded, without losing any of it. The bounds are wide, because a model that sends from ``execute`` keeps others
     waiting meanwhile, perhaps even those whose answers its client wants first.
 
-        Too many are ``MOST_RESPONSES``, or ``MOST_BYTES`` in more than one; there is room again when half of them are gone. Methods may be
-        called in any thread.
+    Too many are ``MOST_RESPONSES``, or ``MOST_BYTES`` in more than one; there is room again when half of them are gone. Methods may be
+    called in any thread.
 
-        Args:
-            give_up: called in the server's loop when the client has taken nothing for ``PATIENCE_SECONDS``, with the error that the request
-                then ends with; None lets it take its time.
+    Args:
+        give_up: called in the server's loop when the client has taken nothing for ``PATIENCE_SECONDS``, with the error that the request
+            then ends with; None lets it take its time.
     """
 
     def __init__(self, model: Model, give_up: Optional[Callable[[Unavailable], None]] = None) -> None:

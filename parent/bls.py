@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optiona
 
 from ..shm.dtype import BY_CODE, BYTES
 from ..shm.message import BLOCKING, STREAM
-from .channel import Call, News
 from .errors import InternalError, InvalidArgument, ServerError, Unavailable
 from .lifecycle import State
 from .log import about
+from .news import Call, News
 from .request import Outcome, Request
 from .validation import GivenInput, Placement, check_strings, lay_out, output_indices
 

@@ -22,8 +22,8 @@ from ..shm.control import ControlSocket, close_all
 from ..shm.dtype import BY_CODE
 from ..shm.errors import OutOfSharedMemory, PeerGone, ProtocolError
 from .bls import make_request, refusal
-from .channel import Call
 from .errors import InternalError, ServerError
+from .news import Call
 from .request import Loan, Outcome, Request, Response, drop
 
 if TYPE_CHECKING:

@@ -97,7 +97,7 @@ class Instance:
     @property
     def segments(self) -> List[Segment]:
         """Those of its arena."""
-        return list(self.channel.outputs.values())
+        return list(self.channel.loans.outputs.values())
 
     @property
     def ended(self) -> asyncio.Future[None]:
@@ -145,7 +145,7 @@ class Instance:
         # Only now: the last calls that it made may have been found just now.
         for call in list(self.open_calls.values()):
             call.callee.cancel(call.request)
-        lost = list(self.channel.outputs)
+        lost = list(self.channel.loans.outputs)
         self.channel.close()
         self.model.server.instance_gone(self, lost)
 
@@ -177,7 +177,7 @@ class Instance:
 
     def announce(self, segment: Segment) -> None:
         """Tells the stub of a segment with tensors to read. In any thread."""
-        self.channel.known.add(segment.id)
+        self.channel.loans.known.add(segment.id)
         self._tell_segment(segment, for_outputs=False)
 
     def _announce_region(self, region: ClientRegion) -> None:
@@ -190,8 +190,8 @@ class Instance:
         if self.state in (State.LOADING, State.READY):
             self._to_forget.update(segments)
             with self.model.lock:
-                forgotten = self.channel.forgettable(self._to_forget)
-            self._to_forget &= self.channel.known
+                forgotten = self.channel.loans.forgettable(self._to_forget)
+            self._to_forget &= self.channel.loans.known
             if forgotten:
                 self.process.tell((FORGET, sorted(forgotten)))
 
@@ -303,8 +303,8 @@ class Instance:
 
     def _give(self, segment: Segment) -> None:
         # Its descriptor stays open: the stub's tensors may be handed on to other stubs.
-        self.channel.outputs[segment.id] = segment
-        self.channel.known.add(segment.id)
+        self.channel.loans.outputs[segment.id] = segment
+        self.channel.loans.known.add(segment.id)
         self._tell_segment(segment, for_outputs=True)
 
     def _tell_segment(self, segment: Segment, for_outputs: bool) -> None:

@@ -15,12 +15,12 @@ from ..shm.arena import Arena, Block
 from ..shm.errors import OutOfSharedMemory, ProtocolError
 from ..shm.segment import Segment
 from . import classification, model_config, repository
-from .channel import News
 from .environments import environment
 from .errors import Cancelled, ServerError, Unavailable
 from .instance import Instance, LoadFailed
 from .lifecycle import State
 from .log import about
+from .news import News
 from .repository import ModelFiles
 from .request import Outcome, Request, drop
 from .scheduler import DefaultScheduler, Dispatches
@@ -417,7 +417,7 @@ class Model:
     def instance_ready(self, instance: Instance) -> None:
         with self.lock:
             self._live += 1
-            instance.channel.free_ns = perf_counter_ns()
+            instance.channel.times.free_ns = perf_counter_ns()
             refused = self._hand_over(self._scheduler.add(instance))
             self._flush()
         self._settle(refused)
@@ -480,7 +480,7 @@ class Model:
             self.arena.collect()
             free = self.arena.free_bytes()
             inputs = sum(segment.size for segment in self.segments)
-            outputs = sum(segment.size for instance in self.instances for segment in instance.channel.outputs.values())
+            outputs = sum(segment.size for instance in self.instances for segment in instance.channel.loans.outputs.values())
         return SharedMemory(inputs, inputs - free, outputs)
 
     def _grow(self, nbytes: int) -> Segment:

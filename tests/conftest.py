@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Iterator
 
+import gevent
 import pytest
 from hypothesis import settings
 from leaks import Holdings, assert_nothing_left
@@ -13,6 +14,14 @@ settings.register_profile("stublet", deadline=None, print_blob=True)
 settings.load_profile("stublet")
 
 _failed = pytest.StashKey[bool]()
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[None]:
+    """tritonclient.http's event loop, which it makes once for a thread and keeps."""
+    gevent.get_hub()
+    yield
+    gevent.get_hub().destroy(destroy_loop=True)
 
 
 @pytest.hookimpl(wrapper=True)

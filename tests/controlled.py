@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,24 +16,46 @@ from stublet.parent.options import ServerOptions
 
 Value = TypeVar("Value")
 
+NO_MODEL = "Request for unknown model: '{}' is not found"
+
 CONSTANT = """
+import os
 import time
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+def wait(gate):
+    deadline = time.monotonic() + 30
+    while not os.path.exists(gate):
+        assert time.monotonic() < deadline, "the gate stays closed"
+        time.sleep(0.002)
+
 class TritonPythonModel:
+    gate = "/"
+
     def initialize(self, args):
         pass
 
     def execute(self, requests):
+        wait(self.gate)
         seconds = max(float(request.inputs()[0].as_numpy()[0]) for request in requests)
         time.sleep(seconds)
         return [pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT0", np.array([VALUE], np.float32))]) for _ in requests]
 """
 
+CONFIG = json.dumps(
+    {
+        "backend": "python",
+        "input": [{"name": "INPUT0", "data_type": "TYPE_FP32", "dims": [-1]}],
+        "output": [{"name": "OUTPUT0", "data_type": "TYPE_FP32", "dims": [-1]}],
+    }
+)
+"""Of what ``constant`` makes."""
+
 
 def constant(value: float, initialize: str = "pass") -> str:
-    """A model that answers that number after as many seconds as its input says."""
+    """A model that answers that number after as many seconds as its input says. ``initialize`` may ``wait`` until a file exists, or set
+    ``self.gate`` to the path of one that each request is to wait for."""
     return CONSTANT.replace("VALUE", str(value)).replace("pass", initialize)
 
 

@@ -12,10 +12,9 @@ from typing import Any, AsyncIterator, Dict, Iterator, List, Optional
 import numpy as np
 from model_repository import python
 from server_process import until
-from stublet.parent import InferResult, Server, ServerError
+from stublet.parent import InferResult, InferStream, Server, ServerError
 from stublet.parent.lifecycle import State
 from stublet.parent.options import BackendOptions, ServerOptions
-from stublet.parent.server import InferStream
 
 SCRIPTED = Path(__file__).parent / "scripted_models" / "scripted"
 
@@ -158,10 +157,12 @@ def quiet(server: Server) -> Iterator[None]:
         for model in models:
             for instance in model.instances:
                 if instance.state is State.READY:
-                    channel = instance.channel
-                    for what in ("in_flight", "_lent", "_lent_again", "_kept"):
-                        if getattr(channel, what):
-                            found.append(f"{instance.name}: {what} {list(getattr(channel, what))[:5]}")
+                    if instance.channel.in_flight:
+                        found.append(f"{instance.name}: in flight {list(instance.channel.in_flight)[:5]}")
+                    loans = instance.channel.loans
+                    for what in ("_lent", "_lent_again", "_kept"):
+                        if getattr(loans, what):
+                            found.append(f"{instance.name}: {what} {list(getattr(loans, what))[:5]}")
                     if instance.open_calls:
                         found.append(f"{instance.name}: calls {list(instance.open_calls)[:5]}")
             with model.lock:

@@ -32,7 +32,7 @@ def test_every_name_of_pb_utils_is_in_the_table() -> None:
 
 
 def test_the_tests_in_the_table_exist() -> None:
-    named = re.findall(r"`([a-z_]+/test_\w+\.py)`", name_by_name())
+    named = re.findall(r"`([a-z_/]+/test_\w+\.py)`", name_by_name())
     assert named
     assert {name for name in named if not (ROOT / "tests" / name).is_file()} == set()
     last_column = [line.rsplit("|", 2)[1] for line in name_by_name().splitlines() if line.startswith("| ")]

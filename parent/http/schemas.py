@@ -26,6 +26,9 @@ def record(required: Dict[str, Schema], **optional: Schema) -> Schema:
 
 ERROR = record({"error": STRING})
 
+LIVE = record({"live": BOOLEAN})
+READY = record({"ready": BOOLEAN})
+
 SERVER = record({"name": STRING, "version": STRING, "extensions": array(STRING)})
 
 _TENSOR = record({"name": STRING, "datatype": STRING, "shape": array({"type": "integer"})}, optional=BOOLEAN)

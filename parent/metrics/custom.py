@@ -14,8 +14,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any, Callable, Container, Dict, Hashable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
-from . import exposition
-from .exposition import Family, Sample
+from .exposition import Family, Sample, histogram_samples
 
 _KINDS = ("counter", "gauge", "histogram")
 COUNTER, GAUGE, HISTOGRAM = range(len(_KINDS))
@@ -210,13 +209,8 @@ class CustomMetrics:
             for series in family.series.values():
                 labels = dict(series.labels)
                 if family.kind == HISTOGRAM:
-                    bounds = [*map(exposition.number, series.bounds), "+Inf"]
-                    samples += [
-                        Sample(f"{family.name}_bucket", {**labels, "le": bound}, count)
-                        for bound, count in zip(bounds, itertools.accumulate(series.counts))
-                    ]
-                    samples.append(Sample(f"{family.name}_sum", labels, series.value))
-                    samples.append(Sample(f"{family.name}_count", labels, sum(series.counts)))
+                    buckets = list(itertools.accumulate(series.counts))
+                    samples += histogram_samples(family.name, labels, series.bounds, buckets, series.value)
                 else:
                     samples.append(Sample(family.name, labels, series.value))
             yield Family(family.name, family.description, _KINDS[family.kind], samples)

@@ -5,7 +5,7 @@ The objects have the attributes of those of ``prometheus_client``, whose own wri
 
 from __future__ import annotations
 
-from typing import Dict, Iterable, List, Mapping, NamedTuple, Protocol, Union
+from typing import Dict, Iterable, Iterator, List, Mapping, NamedTuple, Protocol, Sequence, Tuple, Union
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -36,11 +36,27 @@ class Family(NamedTuple):
     type: str
     samples: List[Sample]
 
+    @classmethod
+    def of(cls, name: str, documentation: str, kind: str, series: Iterable[Tuple[Mapping[str, str], Number]]) -> Family:
+        """A counter or gauge from the labels and the value of each of its series."""
+        return cls(name, documentation, kind, [Sample(name, labels, value) for labels, value in series])
+
 
 class Collector(Protocol):
     """Whoever has metrics."""
 
     def collect(self) -> Iterable[Family]: ...
+
+
+def histogram_samples(
+    name: str, labels: Mapping[str, str], bounds: Iterable[float], buckets: Sequence[int], total: Number
+) -> Iterator[Sample]:
+    """The lines of one series of a histogram. ``buckets``: how many values are not above each bound, and, last, how many there are.
+    ``total``: their sum."""
+    for bound, count in zip([*map(number, bounds), "+Inf"], buckets):
+        yield Sample(f"{name}_bucket", {**labels, "le": bound}, count)
+    yield Sample(f"{name}_sum", labels, total)
+    yield Sample(f"{name}_count", labels, buckets[-1])
 
 
 def render(collectors: Iterable[Collector]) -> bytes:
@@ -61,7 +77,8 @@ def number(value: Number) -> str:
         return str(value)
     if value.is_integer() and abs(value) < _FIXED_BELOW:
         return str(int(value))
-    return _SPECIAL.get(repr(value)) or repr(value)
+    text = repr(value)
+    return _SPECIAL.get(text, text)
 
 
 _SPECIAL: Dict[str, str] = {"inf": "+Inf", "-inf": "-Inf", "nan": "NaN"}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, Iterable, Iterator, List, Tuple
 
 from ..lifecycle import State
 from ..statistics import Failure, ModelStatistics
-from . import exposition
-from .exposition import Family, Number, Sample
+from .exposition import Family, Sample, histogram_samples, number
 from .latency import Latencies
 from .options import FIRST_RESPONSE
 
@@ -38,6 +37,8 @@ _SUMMARIES = (
 
 _NANOSECONDS = 1e-9
 
+_Labelled = Tuple[Dict[str, str], "Model"]
+
 
 class InferenceMetrics:
     """
@@ -59,25 +60,25 @@ class InferenceMetrics:
         yield from _own(models)
 
     def _triton(self, models: List[_Labelled]) -> Iterator[Family]:
-        yield _family(
+        yield Family.of(
             "nv_inference_request_success",
             "Number of successful inference requests, all batch sizes",
             "counter",
             [(labels, model.statistics.successes) for labels, model in models],
         )
-        yield _family(
+        yield Family.of(
             "nv_inference_request_failure",
             "Number of failed inference requests, all batch sizes",
             "counter",
             [({**labels, "reason": why.name}, model.statistics.failures[why]) for labels, model in models for why in Failure],
         )
         for name, text, value in _COUNTERS:
-            yield _family(name, text, "counter", [(labels, value(model.statistics)) for labels, model in models])
+            yield Family.of(name, text, "counter", [(labels, value(model.statistics)) for labels, model in models])
         if self._durations:
             for part, text, value in _DURATIONS:
                 name = f"nv_inference_{part}_duration_us"
-                yield _family(name, text, "counter", [(labels, value(model.statistics) // 1000) for labels, model in models])
-        yield _family(
+                yield Family.of(name, text, "counter", [(labels, value(model.statistics) // 1000) for labels, model in models])
+        yield Family.of(
             "nv_inference_pending_request_count",
             "Instantaneous number of pending requests awaiting execution per-model.",
             "gauge",
@@ -85,26 +86,16 @@ class InferenceMetrics:
         )
 
 
-_Labelled = Tuple[Dict[str, str], Any]
-
-
-def _family(name: str, text: str, kind: str, series: Iterable[Tuple[Dict[str, str], Number]]) -> Family:
-    return Family(name, text, kind, [Sample(name, labels, value) for labels, value in series])
-
-
 def _distributions(models: List[_Labelled]) -> Iterator[Family]:
     """What has to be turned on."""
     now = perf_counter_ns()
-    samples = []
+    samples: List[Sample] = []
     for labels, model in models:
         histogram = model.statistics.first_response
         if histogram is not None:
-            bounds = [*map(exposition.number, histogram.bounds), "+Inf"]
             with model.statistics.lock:
                 buckets, total = histogram.buckets(), histogram.sum
-            samples += [Sample(f"{FIRST_RESPONSE}_bucket", {**labels, "le": bound}, count) for bound, count in zip(bounds, buckets)]
-            samples.append(Sample(f"{FIRST_RESPONSE}_sum", labels, total))
-            samples.append(Sample(f"{FIRST_RESPONSE}_count", labels, buckets[-1]))
+            samples += histogram_samples(FIRST_RESPONSE, labels, histogram.bounds, buckets, total)
     yield Family(FIRST_RESPONSE, "Duration from request to first response in milliseconds", "histogram", samples)
     for index, part in enumerate(Latencies.PARTS):
         name = f"nv_inference_{part}_summary_us"
@@ -117,21 +108,20 @@ def _distributions(models: List[_Labelled]) -> Iterator[Family]:
                 samples.append(Sample(f"{name}_count", labels, count))
                 samples.append(Sample(f"{name}_sum", labels, total))
                 samples += [
-                    Sample(name, {**labels, "quantile": exposition.number(quantile)}, value)
-                    for quantile, value in zip(latencies.quantiles, values)
+                    Sample(name, {**labels, "quantile": number(quantile)}, value) for quantile, value in zip(latencies.quantiles, values)
                 ]
         yield Family(name, _SUMMARIES[index], "summary", samples)
 
 
 def _own(models: List[_Labelled]) -> Iterator[Family]:
     instances = [({**labels, "instance": instance.name}, instance) for labels, model in models for instance in model.instances]
-    yield _family(
+    yield Family.of(
         "stublet_instance_up",
         "Whether the instance serves",
         "gauge",
         [(labels, int(instance.state is State.READY)) for labels, instance in instances],
     )
-    yield _family(
+    yield Family.of(
         "stublet_instance_start_time_seconds",
         "When the process of the instance was started, in seconds since 1970",
         "gauge",
@@ -143,8 +133,8 @@ def _own(models: List[_Labelled]) -> Iterator[Family]:
         inputs = {**labels, "arena": "inputs"}
         capacity += [(inputs, memory.inputs), ({**labels, "arena": "outputs"}, memory.outputs)]
         used.append((inputs, memory.inputs_used))
-    yield _family("stublet_shared_memory_capacity_bytes", "Shared memory of the model, in bytes", "gauge", capacity)
-    yield _family("stublet_shared_memory_used_bytes", "Shared memory of the model that is in use, in bytes", "gauge", used)
+    yield Family.of("stublet_shared_memory_capacity_bytes", "Shared memory of the model, in bytes", "gauge", capacity)
+    yield Family.of("stublet_shared_memory_used_bytes", "Shared memory of the model that is in use, in bytes", "gauge", used)
     name = "stublet_ring_round_trip_seconds"
     samples = []
     for labels, model in models:

@@ -62,9 +62,9 @@ class Cpu:
             self._utilization = min(max((times.busy - before.busy) / (times.total - before.total), 0.0), 1.0)
 
     def collect(self) -> Iterator[Family]:
-        yield _gauge("nv_cpu_utilization", "CPU utilization rate [0.0 - 1.0]", [({}, self._utilization)])
-        yield _gauge("nv_cpu_memory_total_bytes", "CPU total memory (RAM), in bytes", [({}, self._total)])
-        yield _gauge("nv_cpu_memory_used_bytes", "CPU used memory (RAM), in bytes", [({}, self._used)])
+        yield Family.of("nv_cpu_utilization", "CPU utilization rate [0.0 - 1.0]", "gauge", [({}, self._utilization)])
+        yield Family.of("nv_cpu_memory_total_bytes", "CPU total memory (RAM), in bytes", "gauge", [({}, self._total)])
+        yield Family.of("nv_cpu_memory_used_bytes", "CPU used memory (RAM), in bytes", "gauge", [({}, self._used)])
 
 
 _GPU_FAMILIES: Tuple[Tuple[str, str, str], ...] = (
@@ -169,12 +169,12 @@ class MachineMetrics:
 
     def collect(self) -> Iterator[Family]:
         text = "Pinned memory pool %s memory size, in bytes"
-        yield _gauge("nv_pinned_memory_pool_total_bytes", text % "total", [({}, 0)])
-        yield _gauge("nv_pinned_memory_pool_used_bytes", text % "used", [({}, 0)])
+        yield Family.of("nv_pinned_memory_pool_total_bytes", text % "total", "gauge", [({}, 0)])
+        yield Family.of("nv_pinned_memory_pool_used_bytes", text % "used", "gauge", [({}, 0)])
         for part in (self._cpu, self._gpus):
             if part is not None:
                 yield from part.collect()
-        yield _gauge("stublet_start_time_seconds", "When the server was started, in seconds since 1970", [({}, self._started)])
+        yield Family.of("stublet_start_time_seconds", "When the server was started, in seconds since 1970", "gauge", [({}, self._started)])
 
 
 def find_gpus() -> Optional[Gpus]:
@@ -188,10 +188,6 @@ def find_gpus() -> Optional[Gpus]:
     except pynvml.NVMLError as error:
         logger.debug("no GPU metrics: %s", error)
         return None
-
-
-def _gauge(name: str, text: str, series: List[Tuple[Dict[str, str], Number]]) -> Family:
-    return Family(name, text, "gauge", [Sample(name, labels, value) for labels, value in series])
 
 
 NAMES = frozenset(

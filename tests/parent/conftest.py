@@ -1,12 +1,15 @@
-"""One server for all tests that only send requests; each connection is the test's own."""
+"""One server for all tests that only send requests; each connection is the test's own. And one for each test whose models come and go."""
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Iterator
 
 import numpy as np
 import pytest
 import uvloop
+from controlled import Controlled, controlled
 from http_wire import Wire
 from model_repository import MODELS
 from server_process import ServerProcess, serving
@@ -44,6 +47,29 @@ def embedded() -> Iterator[Server]:
                 if not model.decoupled:
                     server.infer(model.name, {spec.name: _some(spec) for spec in model.inputs}, version=model.version)
         yield server
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """An empty model repository."""
+    directory = tmp_path / "models"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def models(repository: Path) -> Iterator[Controlled]:
+    with controlled(repository) as models:
+        yield models
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary directories are made."""
+    directory = tmp_path / "temporary"
+    directory.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    return directory
 
 
 def _some(spec: TensorSpec) -> np.ndarray:

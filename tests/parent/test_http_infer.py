@@ -460,7 +460,15 @@ def test_config_is_the_effective_one(wire: Wire) -> None:
     assert config["version_policy"] == {"latest": {"num_versions": 1}}
 
 
-@pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready", "/v2/models/add_sub/ready", "/v2/models/add_sub/versions/1/ready"])
-def test_health(wire: Wire, path: str) -> None:
+@pytest.mark.parametrize(
+    "path, body",
+    [
+        ("/v2/health/live", b'{"live":true}'),
+        ("/v2/health/ready", b'{"ready":true}'),
+        ("/v2/models/add_sub/ready", b""),
+        ("/v2/models/add_sub/versions/1/ready", b""),
+    ],
+)
+def test_health(wire: Wire, path: str, body: bytes) -> None:
     answer = wire.ask(request("GET", path))
-    assert (answer.status, answer.body) == (200, b"")
+    assert (answer.status, answer.body) == (200, body)

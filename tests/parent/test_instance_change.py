@@ -6,18 +6,11 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Iterator
 
 import pytest
 from controlled import Controlled, controlled
 from server_process import alive, until
 from stublet.parent import InvalidArgument, Unavailable
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Iterator[Controlled]:
-    with controlled(tmp_path / "models") as models:
-        yield models
 
 
 def test_more_and_fewer_instances_without_a_reload(models: Controlled) -> None:
@@ -37,17 +30,19 @@ def test_more_and_fewer_instances_without_a_reload(models: Controlled) -> None:
     assert models.value("m") == 1 and models.core.ready
 
 
-def test_instances_that_go_finish_what_they_were_asked(models: Controlled) -> None:
-    models.write("m", 1)
+def test_instances_that_go_finish_what_they_were_asked(models: Controlled, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    models.write("m", 1, f"self.gate = {str(gate)!r}")
     models.regroup("m", 3)
     models.load("m")
     pids = models.pids("m")
     with ThreadPoolExecutor() as pool:
-        asked = [pool.submit(models.value, "m", 0.7) for _ in range(3)]
+        asked = [pool.submit(models.value, "m") for _ in range(3)]
         until(lambda: all(instance.channel.in_flight for instance in models.core.find("m").instances))
         models.regroup("m", 1)
         models.load("m")
         more = [pool.submit(models.value, "m") for _ in range(5)]
+        gate.touch()
         assert [future.result() for future in asked + more] == [1] * 8
     until(lambda: models.pids("m") == pids[:1])
     assert not any(map(alive, pids[1:]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -17,14 +16,7 @@ from stublet.parent.model_config import ConfigError
 from stublet.parent.model_source import Source, check_name, identity, in_repository, in_request, remove
 from stublet.parent.repository import ModelFiles
 
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary directories are made."""
-    directory = tmp_path / "temporary"
-    directory.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(directory))
-    return directory
+pytestmark = pytest.mark.usefixtures("temporary")
 
 
 @pytest.mark.parametrize("name", ["m", "a-b_c.d", "é", "..m", "a{b"])

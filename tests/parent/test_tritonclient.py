@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Dict, Iterator, Tuple
 
-import gevent
 import ml_dtypes
 import numpy as np
 import pytest
 import tritonclient.http as http
 from server_process import ServerProcess
 from tritonclient.utils import InferenceServerException
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[None]:
-    """The library's event loop, which it makes once for a thread and keeps."""
-    gevent.get_hub()
-    yield
-    gevent.get_hub().destroy(destroy_loop=True)
 
 
 @pytest.fixture
@@ -102,17 +93,6 @@ def test_parameters(client: http.InferenceServerClient) -> None:
     result = client.infer("echo", [given("INPUT0", "INT32", np.array([1], np.int32), True)], parameters={"a": 1, "b": "x", "c": True})
     assert result.get_response()["parameters"] == {"answered": True, "text": "déjà", "number": 7}
     assert b'"parameters": {"a": 1, "b": "x", "c": true}' in result.as_numpy("REQUEST")[0]
-
-
-def test_health_and_metadata(client: http.InferenceServerClient) -> None:
-    assert client.is_server_live()
-    assert client.is_server_ready()
-    assert client.is_model_ready("add_sub")
-    assert client.is_model_ready("add_sub", "1")
-    assert not client.is_model_ready("nope")
-    assert client.get_server_metadata()["name"] == "triton"
-    assert client.get_model_metadata("add_sub")["versions"] == ["1"]
-    assert client.get_model_config("add_sub")["backend"] == "python"
 
 
 def test_errors_have_their_text_and_status(client: http.InferenceServerClient) -> None:

@@ -7,6 +7,7 @@ from typing import Callable, Iterator, List
 
 import pytest
 import uvloop
+from example_models import write_examples
 from grpc_client import Client, add, failure
 from model_repository import copy_model
 from scripted import scripted
@@ -64,6 +65,16 @@ def grpc_server(grpc_core: None, tmp_path_factory: pytest.TempPathFactory) -> It
         yield server
         # Tracebacks of models are what some tests want; ours are not.
         assert "internal error" not in server.log and "calling application" not in server.log
+
+
+@pytest.fixture(scope="session")
+def example_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """One server for the example programs of client libraries, with the models that they ask for."""
+    root = tmp_path_factory.mktemp("examples")
+    write_examples(root / "models")
+    explicit = ("--model-control-mode", "explicit", "--load-model", "*")
+    with serving(root, root / "models", "--grpc-port", "0", "--allow-client-shm", "true", *explicit) as server:
+        yield server
 
 
 @pytest.fixture

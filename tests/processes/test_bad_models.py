@@ -169,8 +169,7 @@ def test_it_floods_its_output(tmp_path: Path) -> None:
             "line = b'x' * 99_999 + b'\\n'\nfor i in range(1000):\n    n = 0\n    while n < len(line): n += os.write(1, line[n:])"
         )
         slowest = 0.0
-        while not plain.server.core.find("plain").instances[0].channel.executing():
-            time.sleep(0.001)
+        until(plain.server.core.find("plain").instances[0].channel.executing)
         for number in range(20):
             started = time.monotonic()
             assert good.value(str(number)) == str(number)

@@ -435,11 +435,12 @@ def test_two_models_call_each_other_and_another_instance_is_free(get: Get) -> No
     assert get("answers").say(f"result = said(call('alone', {inner!r}).exec()) != model.instance") == "True"
 
 
-def test_both_instances_call_their_model_at_once(get: Get) -> None:
+def test_both_instances_call_their_model_at_once(get: Get, tmp_path: Path) -> None:
     """Each waits for the other: the second is told so, which lets the first go on."""
     answers = get("answers")
     inner = "result = 'inner'"
-    code = f"time.sleep(0.2); result = said(call('answers', {inner!r}).exec())"
+    both = f"open(os.path.join({str(tmp_path)!r}, model.instance), 'w').close(); until(lambda: len(os.listdir({str(tmp_path)!r})) == 2)"
+    code = f"{both}; result = said(call('answers', {inner!r}).exec())"
     with ThreadPoolExecutor(2) as pool:
         found = sorted(pool.map(answers.say, [code, code]))
     assert found[1] == "inner"

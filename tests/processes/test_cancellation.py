@@ -52,8 +52,7 @@ def cancel_infer(model: Scripted, code: str, when: Callable[[], object]) -> None
 
     async def run() -> None:
         task = asyncio.create_task(model.say_async(code))
-        while not when():
-            await asyncio.sleep(0.002)
+        await asyncio.to_thread(until, when)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

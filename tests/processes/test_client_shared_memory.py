@@ -11,9 +11,8 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-import gevent
 import numpy as np
 import pytest
 import tritonclient.http as http
@@ -40,14 +39,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     scripted(root, "plain", instances=2)
     with serving(tmp_path_factory.mktemp("server"), root, "--allow-client-shm=true") as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[None]:
-    """The library's event loop, which it makes once for a thread and keeps."""
-    gevent.get_hub()
-    yield
-    gevent.get_hub().destroy(destroy_loop=True)
 
 
 @pytest.fixture
@@ -462,31 +453,14 @@ CLIENT = """
         (about,) = result.get_response()["outputs"]
         found = shm.get_contents_as_numpy(region, np.float32, about["shape"], offset=data.nbytes)
         assert np.array_equal(found, data)
-        if sys.argv[3] == "once":
-            break
         print("served", flush=True)
-    del found
-    client.unregister_system_shared_memory("r")
-    assert client.get_system_shared_memory_status() == []
-    shm.destroy_shared_memory_region(region)
 """
-
-
-def run_client(server: ServerProcess, key: str, *how: str) -> subprocess.Popen[str]:
-    command: Sequence[str] = [sys.executable, "-c", textwrap.dedent(CLIENT), server.address, key, *how]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-
-def test_the_client_librarys_own_shared_memory(client: http.InferenceServerClient, server: ServerProcess, file: ClientFile) -> None:
-    key = file.key[1:] + "-own"
-    with run_client(server, key, "once") as process:
-        assert process.wait(30) == 0
-    assert not os.path.exists("/dev/shm/" + key)
 
 
 def test_a_client_that_is_killed(client: http.InferenceServerClient, server: ServerProcess, file: ClientFile) -> None:
     key = file.key[1:] + "-killed"
-    with run_client(server, key, "for ever") as process:
+    command = [sys.executable, "-c", textwrap.dedent(CLIENT), server.address, key]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "served\n"
         process.send_signal(signal.SIGKILL)
     try:

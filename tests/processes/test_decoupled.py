@@ -359,8 +359,7 @@ def test_leaving_the_async_iterator_early_cancels(many: Scripted) -> None:
             break
         del result
         await stream.aclose()  # type: ignore[attr-defined]
-        while many.value("model.errors") != "[True]":
-            await asyncio.sleep(0.005)
+        await asyncio.to_thread(until, lambda: many.value("model.errors") == "[True]")
 
     asyncio.run(take())
 
@@ -386,17 +385,18 @@ def test_what_comes_after_the_async_iterator_was_left_is_dropped(many: Scripted)
 
 def test_cancelling_the_task_of_an_async_iterator(many: Scripted) -> None:
     async def take() -> None:
+        begun = asyncio.Event()
+
         async def consume() -> None:
             async for _ in many.stream_async(UNTIL_CANCELLED):
-                pass
+                begun.set()
 
         task = asyncio.create_task(consume())
-        await asyncio.sleep(0.05)
+        await asyncio.wait_for(begun.wait(), 30)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        while many.value("model.errors") != "[True]":
-            await asyncio.sleep(0.005)
+        await asyncio.to_thread(until, lambda: many.value("model.errors") == "[True]")
 
     asyncio.run(take())
 

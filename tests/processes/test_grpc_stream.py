@@ -2,74 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import queue
-import signal
 import socket
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any, Iterator
 
-import grpc
-import httpx
 import numpy as np
 import pytest
-import tritonclient.grpc as triton
-import tritonclient.grpc.aio as triton_aio
 from grpc_client import FOUR, SECONDS, Client, add, failure, final, infer, pb, said, script
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_stream import THREE, Stream, told
 from model_repository import copy_model
 from scripted import scripted
 from server_process import ServerProcess, until
-from stublet.parent.backlog import MOST_BYTES
 
 from .conftest import Serve
 
 OPT_IN = {"triton_enable_empty_final_response": True}
 ENDS_WITH_ERROR = (("triton_grpc_error", "true"),)
-THREE = "for i in range(3): sender.send(response(i))\nsender.send(flags=FINAL)"
-
-
-class Stream:
-    """A stream that a test writes to and reads from step by step."""
-
-    def __init__(self, client: Client, **more: Any) -> None:
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.call = client.stub.ModelStreamInfer(iter(self._requests.get, None), **{"timeout": SECONDS, **more})
-
-    def ask(self, *requests: Any) -> None:
-        for request in requests:
-            self._requests.put(request)
-
-    def half_close(self) -> None:
-        self._requests.put(None)
-
-    def take(self, count: int = 1) -> List[Any]:
-        return [next(self.call) for _ in range(count)]
-
-    def rest(self) -> List[Any]:
-        return list(self.call)
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.call.cancel()
-        self._requests.put(None)
 
 
 @pytest.fixture
 def stream(grpc_client: Client) -> Iterator[Stream]:
     with Stream(grpc_client) as stream:
         yield stream
-
-
-def told(responses: List[Any]) -> List[Tuple[str, str, bool]]:
-    """Id, text and finality of each."""
-    return [(response.infer_response.id, said(response), final(response)) for response in responses]
 
 
 def test_responses_as_they_come(grpc_client: Client) -> None:
@@ -221,71 +177,6 @@ def test_half_close_completes_what_is_outstanding(stream: Stream, tmp_path: Path
     assert sorted(told(stream.rest())) == [("1", "0", False), ("1", "1", False), ("1", "2", False), ("2", "x", True)]
 
 
-def test_cancel_cancels_what_is_outstanding(grpc_client: Client, tmp_path: Path) -> None:
-    with Stream(grpc_client) as stream:
-        for model in ("free", "single"):
-            stream.ask(script(model, waits(tmp_path, model)))
-        until(lambda: all((tmp_path / f"{model} began").exists() for model in ("free", "single")), what="both executions")
-        stream.call.cancel()
-        assert failure(stream.take) == "CANCELLED: Locally cancelled by application!"
-    until(lambda: all((tmp_path / f"{model} cancelled").exists() for model in ("free", "single")), what="both cancellations")
-
-
-def waits(directory: Path, name: str) -> str:
-    """Leaves a file when it begins, and another one when it has been cancelled."""
-    return (
-        f"open({str(directory / name)!r} + ' began', 'w').close()\n"
-        "sender and sender.send(response('begun')) if model.decoupled else None\n"
-        "until(request.is_cancelled)\n"
-        f"open({str(directory / name)!r} + ' cancelled', 'w').close()\n"
-        "sender.send(flags=FINAL) if model.decoupled else None"
-    )
-
-
-def test_a_unary_call_that_is_cancelled(grpc_client: Client, tmp_path: Path) -> None:
-    call = grpc_client.stub.ModelInfer.future(script("single", waits(tmp_path, "one")), timeout=SECONDS)
-    until((tmp_path / "one began").exists, what="the execution")
-    call.cancel()
-    until((tmp_path / "one cancelled").exists, what="the cancellation")
-    assert call.code() is grpc.StatusCode.CANCELLED
-
-
-def test_one_that_waits_is_cancelled_too(grpc_server: ServerProcess, grpc_client: Client, tmp_path: Path) -> None:
-    """It was never executed, and never is."""
-    mark, ran = tmp_path / "mark", tmp_path / "ran"
-    began = f"open({str(tmp_path / 'began')!r}, 'w').close()\n"
-    first = grpc_client.stub.ModelInfer.future(script("single", began + f"until(lambda: os.path.exists({str(mark)!r}))"), timeout=SECONDS)
-    until((tmp_path / "began").exists, what="the execution of the first one")
-    second = grpc_client.stub.ModelInfer.future(script("single", f"open({str(ran)!r}, 'w').close()"), timeout=SECONDS)
-    until(lambda: pending(grpc_server) == 1, what="the second one's waiting")
-    second.cancel()
-    until(lambda: pending(grpc_server) == 0, what="the second one's cancellation")
-    mark.touch()
-    first.result()
-    grpc_client.infer(script("single", ""))
-    assert not ran.exists()
-
-
-def pending(server: ServerProcess) -> int:
-    """How many requests wait to be executed by ``single``."""
-    text = httpx.get(f"http://127.0.0.1:{server.metrics_port}/metrics").text
-    (line,) = [line for line in text.splitlines() if line.startswith("nv_inference_pending_request_count{") and '"single"' in line]
-    return int(float(line.split()[-1]))
-
-
-def test_a_deadline_cancels(grpc_client: Client, tmp_path: Path) -> None:
-    assert failure(grpc_client.infer, script("single", waits(tmp_path, "one")), timeout=0.3).startswith("DEADLINE_EXCEEDED: ")
-    until((tmp_path / "one cancelled").exists, what="the cancellation")
-
-
-def test_the_deadline_of_a_stream_cancels(grpc_client: Client, tmp_path: Path) -> None:
-    with Stream(grpc_client, timeout=0.5) as stream:
-        stream.ask(script("free", waits(tmp_path, "one")))
-        assert said(*stream.take()) == "begun"
-        assert failure(stream.take).startswith("DEADLINE_EXCEEDED: ")
-    until((tmp_path / "one cancelled").exists, what="the cancellation")
-
-
 def test_an_instance_that_dies(grpc_core: None, serve: Serve, repository: Path) -> None:
     """Whoever waits for it is told at once, and so is whoever comes later; streams go on."""
     for name, decoupled in (("single", False), ("free", True)):
@@ -345,168 +236,9 @@ def test_many_streams_at_once(grpc_client: Client) -> None:
             one.__exit__()
 
 
-VANISHING = """
-import sys, numpy as np
-sys.path[:0] = {path!r}
-from grpc_client import Client, add, script
-client = Client({address!r})
-requests = {requests}
-if {unary}:
-    client.stub.ModelInfer(requests[0])
-else:
-    def never_ends():
-        yield from requests
-        import threading; threading.Event().wait()
-    for response in client.stub.ModelStreamInfer(never_ends()):
-        print("answer", flush=True)
-        if not {reads}:
-            import threading; threading.Event().wait()
-"""
-
-ENDLESS = "data = np.zeros(1 << 14, np.float32)\nuntil(lambda: request.is_cancelled() or sender.send(response('x', data)))\nopen({!r}, 'w').close()\nsender.send(flags=FINAL)"
-
-
-@pytest.mark.parametrize("state", ["idle", "waiting", "reading", "not reading", "unary"])
-def test_a_client_that_vanishes(grpc_server: ServerProcess, grpc_client: Client, tmp_path: Path, state: str) -> None:
-    ended = tmp_path / "one cancelled"
-    requests = {
-        "idle": "[add()]",
-        "waiting": f"[add(), script('free', {waits(tmp_path, 'one')!r})]",
-        "reading": f"[script('free', {ENDLESS.format(str(ended))!r}, outputs=['RESULT', 'DATA'])]",
-        "not reading": f"[script('free', {ENDLESS.format(str(ended))!r}, outputs=['RESULT', 'DATA'])]",
-        "unary": f"[script('single', {waits(tmp_path, 'one')!r})]",
-    }[state]
-    code = VANISHING.format(
-        path=[str(Path(__file__).parent.parent)],
-        address=grpc_server.grpc_address,
-        requests=requests,
-        unary=state == "unary",
-        reads=state in ("waiting", "reading"),
-    )
-    client = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    try:
-        if state == "unary":
-            until((tmp_path / "one began").exists, what="the execution")
-        else:
-            assert client.stdout is not None
-            assert client.stdout.readline() == b"answer\n"
-        if state == "waiting":
-            until((tmp_path / "one began").exists, what="the execution")
-    finally:
-        os.kill(client.pid, signal.SIGKILL)
-        client.communicate()
-    if state != "idle":
-        until(ended.exists, what="the cancellation")
-    assert said(*grpc_client.stream([script("free", "sender.send(response('a'), FINAL)")])) == "a"
-
-
-def test_a_slow_reader(grpc_server: ServerProcess, tmp_path: Path) -> None:
-    """The model waits for it, so that neither its memory nor the server's grows; nobody else is kept waiting, and nothing is lost."""
-    count, size = 300, 1 << 18  # 300 MiB in all
-    mark = tmp_path / "sent"
-    code = (
-        f"for i in range({count}):\n    sender.send(response(i, np.full({size}, i)))\n    open({str(mark)!r}, 'a').write('.')\n"
-        "sender.send(flags=FINAL)"
-    )
-    with Client(grpc_server.grpc_address) as client, Client(grpc_server.grpc_address) as other, Stream(client) as stream:
-        before = private_bytes(grpc_server.pid)
-        stream.ask(script("free", code, outputs=["RESULT", "DATA"]))
-        stream.take()
-        until(lambda: mark.exists() and mark.stat().st_size >= MOST_BYTES // (4 * size), what="what is sent ahead")
-        for _ in range(20):
-            assert other.infer(add()).raw_output_contents[0] == (FOUR + FOUR).tobytes()
-        # What waits in the server, and what gRPC and the system have taken for the connection.
-        assert mark.stat().st_size < 2 * MOST_BYTES // (4 * size)
-        assert private_bytes(grpc_server.pid) - before < 30 << 20
-        stream.half_close()
-        rest = stream.rest()
-        assert [said(one) for one in rest] == [str(i) for i in range(1, count)]
-        assert np.frombuffer(rest[-1].infer_response.raw_output_contents[1], np.float32).tolist() == [count - 1] * size
-
-
-def test_a_held_model_goes_on_when_its_client_leaves(grpc_server: ServerProcess, grpc_client: Client, tmp_path: Path) -> None:
-    mark = tmp_path / "cancelled"
-    code = (
-        "data = np.zeros(1 << 22, np.float32)\n"  # 16 MiB
-        f"until(lambda: request.is_cancelled() or sender.send(response('x', data)))\nopen({str(mark)!r}, 'w').close()\nsender.send(flags=FINAL)"
-    )
-    with Client(grpc_server.grpc_address, max_receive_message_length=-1) as client:
-        with Stream(client) as stream:
-            stream.ask(script("free", code, outputs=["RESULT", "DATA"], id="much"))
-            stream.take()
-        until(mark.exists, what="the cancellation")
-    assert said(*grpc_client.stream([script("free", "sender.send(response('a'), FINAL)")])) == "a"
-
-
-def private_bytes(pid: int) -> int:
-    """Memory of a process that is its own."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
-
-
 def test_large_requests_and_responses(grpc_client: Client) -> None:
     arrays = [np.full((1 << 18) + i, i, np.float32) for i in range(5)]
     found = grpc_client.stream([infer("vector", {"INPUT0": array}, id=str(i)) for i, array in enumerate(arrays)])
     assert [(one.infer_response.id, one.infer_response.raw_output_contents[0]) for one in found] == [
         (str(i), array.tobytes()) for i, array in enumerate(arrays)
     ]
-
-
-# The library that users have
-
-
-def test_tritonclient(grpc_server: ServerProcess) -> None:
-    answers: queue.Queue[Tuple[Optional[Any], Optional[Exception]]] = queue.Queue()
-    tensor = triton.InferInput("CODE", [1], "BYTES")
-    tensor.set_data_from_numpy(np.array([THREE.encode()], object))
-    outputs = [triton.InferRequestedOutput("RESULT")]
-    with triton.InferenceServerClient(grpc_server.grpc_address) as client:
-        client.start_stream(lambda result, error: answers.put((result, error)))
-        for i in range(3):
-            client.async_stream_infer("free", [tensor], outputs=outputs, request_id=str(i), enable_empty_final_response=True)
-        client.async_stream_infer("nope", [tensor], request_id="bad")
-        client.stop_stream()  # waits for all that is outstanding
-    found = [answers.get_nowait() for _ in range(answers.qsize())]
-    errors = [error for _, error in found if error]
-    assert list(map(str, errors)) == ["Request for unknown model: 'nope' is not found"]
-    results = [result.get_response() for result, _ in found if result]
-    for i in range(3):
-        own = [one for one in results if one.id == str(i)]
-        assert [len(one.outputs) for one in own] == [1, 1, 1, 0]
-        assert [one.parameters["triton_final_response"].bool_param for one in own] == [False, False, False, True]
-
-
-def test_tritonclient_cancels(grpc_server: ServerProcess, tmp_path: Path) -> None:
-    answers: queue.Queue[Tuple[Optional[Any], Optional[Exception]]] = queue.Queue()
-    tensor = triton.InferInput("CODE", [1], "BYTES")
-    tensor.set_data_from_numpy(np.array([waits(tmp_path, "one").encode()], object))
-    with triton.InferenceServerClient(grpc_server.grpc_address) as client:
-        client.start_stream(lambda result, error: answers.put((result, error)))
-        client.async_stream_infer("free", [tensor])
-        assert answers.get(timeout=SECONDS)[1] is None
-        left = client._stream
-        client.stop_stream(cancel_requests=True)
-        left._request_queue.put(None)  # else a thread of the library waits for requests for ever
-    _, error = answers.get(timeout=SECONDS)
-    assert "CANCELLED" in str(error)
-    until((tmp_path / "one cancelled").exists, what="the cancellation")
-    assert answers.empty()
-
-
-def test_tritonclient_in_coroutines(grpc_server: ServerProcess) -> None:
-    tensor = triton.InferInput("CODE", [1], "BYTES")
-    tensor.set_data_from_numpy(np.array([THREE.encode()], object))
-
-    async def requests() -> Any:
-        for i in range(3):
-            yield {"model_name": "free", "inputs": [tensor], "request_id": str(i), "outputs": [triton.InferRequestedOutput("RESULT")]}
-
-    async def ask() -> List[Tuple[str, bytes]]:
-        async with triton_aio.InferenceServerClient(grpc_server.grpc_address) as client:
-            found = []
-            async for result, error in client.stream_infer(requests()):
-                assert error is None
-                found.append((result.get_response().id, result.as_numpy("RESULT")[0]))
-            return found
-
-    assert sorted(asyncio.run(ask())) == [(str(i), str(k).encode()) for i in range(3) for k in range(3)]

@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, Tuple
 
-import gevent
 import httpx
 import numpy as np
 import pytest
@@ -41,14 +40,6 @@ def client(server: ServerProcess) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.fixture(scope="module")
-def hub() -> Iterator[None]:
-    """The library's event loop, which it makes once for a thread and keeps."""
-    gevent.get_hub()
-    yield
-    gevent.get_hub().destroy(destroy_loop=True)
-
-
 @pytest.fixture
 def triton(hub: None, server: ServerProcess) -> Iterator[http.InferenceServerClient]:
     client = http.InferenceServerClient(server.address)
@@ -77,14 +68,12 @@ def test_index(client: httpx.Client, triton: http.InferenceServerClient) -> None
     assert asked(client, "/repository/index", [1]) == (200, rows)
 
 
-def test_load_and_unload(triton: http.InferenceServerClient, client: httpx.Client) -> None:
-    assert not triton.is_model_ready("echo")
-    triton.load_model("echo")
+@pytest.mark.parametrize("document", [None, {}], ids=["no body", "nothing"])
+def test_load_and_unload(triton: http.InferenceServerClient, client: httpx.Client, document: Any) -> None:
+    assert asked(client, "/repository/models/echo/load", document) == (200, None)
     assert triton.is_model_ready("echo")
-    triton.unload_model("echo", unload_dependents=True)
+    assert asked(client, "/repository/models/echo/unload", document) == (200, None)
     assert not triton.is_model_ready("echo")
-    assert asked(client, "/repository/models/echo/load") == (200, None)
-    assert asked(client, "/repository/models/echo/unload", {}) == (200, None)
 
 
 def test_load_with_a_configuration_and_files(triton: http.InferenceServerClient, tmp_path: Path) -> None:
@@ -111,6 +100,7 @@ def test_load_with_a_configuration_and_files(triton: http.InferenceServerClient,
         ("/repository/other/index", {}, 501, "'repository_name' specification is not supported"),
         ("/repository/other/models/add_sub/load", {}, 501, "'repository_name' specification is not supported"),
         ("/repository/other/models/add_sub/unload", {}, 501, "'repository_name' specification is not supported"),
+        ("/repository/models/nope/load", {}, 404, "failed to load 'nope', failed to poll from model repository"),
         ("/repository/models/echo/load", b"{", 400, MALFORMED),
         ("/repository/models/echo/load", {"parameters": []}, 400, OBJECT),
         ("/repository/models/echo/load", {"parameters": {"foo": "x"}}, 400, "unrecognized load parameter 'foo'"),
@@ -127,13 +117,6 @@ def test_load_with_a_configuration_and_files(triton: http.InferenceServerClient,
 )  # fmt: skip
 def test_what_the_repository_refuses(client: httpx.Client, path: str, document: Any, status: int, text: str) -> None:
     assert asked(client, path, document) == (status, error(text))
-
-
-def test_load_of_a_model_that_is_not_there(triton: http.InferenceServerClient) -> None:
-    with pytest.raises(InferenceServerException) as caught:
-        triton.load_model("nope")
-    assert caught.value.message() == "failed to load 'nope', failed to poll from model repository"
-    triton.unload_model("nope")
 
 
 @pytest.mark.parametrize("path", ["/repository/index", "/repository/models/echo/load", "/repository/models/echo/unload"])

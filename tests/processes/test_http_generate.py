@@ -191,7 +191,7 @@ def test_only_post(client: httpx.Client, verb: str) -> None:
 
 
 def test_events_come_as_they_are_made(client: httpx.Client) -> None:
-    waits = "sender.send(response('first'))\nwhile not getattr(model, 'go_on', False): time.sleep(0.002)\nmodel.go_on = False\n" + END
+    waits = "sender.send(response('first'))\nuntil(lambda: getattr(model, 'go_on', False))\nmodel.go_on = False\n" + END
     with client.stream(
         "POST", "/many/generate_stream", json=code(f"def later():\n {waits.replace(chr(10), chr(10) + ' ')}\nin_thread(later)")
     ) as answer:
@@ -203,7 +203,7 @@ def test_events_come_as_they_are_made(client: httpx.Client) -> None:
 
 WAITS = """
 def work():
-    while not sender.is_cancelled(): time.sleep(0.002)
+    until(sender.is_cancelled)
     model.cancelled = getattr(model, 'cancelled', 0) + 1
     sender.send(flags=FINAL)
 model.started = getattr(model, 'started', 0) + 1

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 from http_wire import Wire, infer, request, tensor
@@ -163,6 +164,62 @@ def test_a_model_cannot_take_a_name_of_the_servers(server: ServerProcess) -> Non
     with server.wire() as wire:
         answer = wire.ask(infer("maker", {"inputs": [tensor("CODE", "BYTES", [1], [code])]}))
     assert answer.json()["outputs"][0]["data"][0].endswith("'nv_inference_count' is a metric of the server's")
+
+
+def value_of(server: ServerProcess, name: str, labels: Labels) -> Optional[float]:
+    """None if there is no such series."""
+    found = [
+        sample.value for family in families(server).values() for sample in family.samples if sample.name == name and sample.labels == labels
+    ]
+    return found[0] if found else None
+
+
+def test_an_instance_that_dies_is_down_until_its_model_is_loaded_again(repository: Path, serve: Any) -> None:
+    obey(repository, instances=2)
+    server = serve("--model-control-mode", "explicit", "--load-model", "obey")
+    first, second = ({**OBEY, "instance": f"obey_0_{number}"} for number in range(2))
+    started = value_of(server, "stublet_instance_start_time_seconds", first)
+    os.kill(server.stubs()["obey_0_0"], signal.SIGKILL)
+    until(lambda: value_of(server, "stublet_instance_up", first) == 0)
+    assert value_of(server, "stublet_instance_start_time_seconds", first) is None
+    assert value_of(server, "stublet_instance_up", second) == 1
+    with server.wire() as wire:
+        assert wire.ask(request("POST", "/v2/repository/models/obey/load")).status == 200
+    again = value_of(server, "stublet_instance_start_time_seconds", first)
+    assert value_of(server, "stublet_instance_up", first) == 1 and started is not None and again is not None and again > started
+    server.stop()
+
+
+def test_shared_memory_is_in_use_while_a_request_is(repository: Path, serve: Any, tmp_path: Path) -> None:
+    obey(repository)
+    server = serve()
+    inputs = {**OBEY, "arena": "inputs"}
+    capacity = value_of(server, "stublet_shared_memory_capacity_bytes", inputs)
+    gate = tmp_path / "gate"
+    code = f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.005)\n#" + "x" * (3 << 20)
+    with server.wire() as wire:
+        wire.send(infer("obey", {"inputs": [tensor("CODE", "BYTES", [1], [code])]}))
+        until(lambda: (value_of(server, "stublet_shared_memory_used_bytes", inputs) or 0) >= 3 << 20)
+        grown = value_of(server, "stublet_shared_memory_capacity_bytes", inputs)
+        assert capacity is not None and grown is not None and grown >= capacity + (2 << 20)
+        gate.touch()
+        assert wire.answer().status == 200
+    until(lambda: value_of(server, "stublet_shared_memory_used_bytes", inputs) == 0)
+    server.stop()
+
+
+def test_the_ring_round_trip_leaves_out_the_time_in_execute(repository: Path, serve: Any) -> None:
+    obey(repository)
+    server = serve()
+    with server.wire() as wire:
+        for _ in range(2):
+            assert wire.ask(infer("obey", {"inputs": [tensor("CODE", "BYTES", [1], ["import time; time.sleep(0.05)"])]})).status == 200
+    seconds = value_of(server, "stublet_ring_round_trip_seconds_sum", OBEY)
+    infer_us = value_of(server, "nv_inference_compute_infer_duration_us_total", OBEY)
+    assert seconds is not None and infer_us is not None
+    # The counter is cut to whole microseconds.
+    assert 0 < seconds <= (infer_us + 1) / 1e6 - 2 * 0.05
+    server.stop()
 
 
 def test_what_is_off_is_absent(repository: Path, serve: Any) -> None:

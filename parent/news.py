@@ -1,0 +1,98 @@
+"""What a stub said, as the server goes on with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, List, NamedTuple, Optional, Tuple
+
+from ..shm.errors import ProtocolError
+from ..shm.segment import Segment
+from .loans import BlockKey, Loans
+from .request import Lease, Loan, Outcome, OutputPlan, Request, Response
+
+if TYPE_CHECKING:
+    from .model import Model
+
+
+class Call(NamedTuple):
+    """A request that the model makes to another (``stublet.shm.message``); ``blocks`` hold its inputs."""
+
+    number: int
+    flags: int
+    model: str
+    version: int
+    blocks: List[Tuple[Loan, int]]
+    inputs: Tuple[Tuple[Any, ...], ...]
+    requested: Tuple[str, ...]
+    extras: Tuple[Any, ...]
+
+
+class News:
+    """What was found in a ring. ``settled``: requests with an outcome, and whether it is the last. ``returned``: how many executions are
+    over. ``calls`` and ``cancelled_calls``: what the model asks of other models, in order of the calls."""
+
+    __slots__ = ("calls", "cancelled_calls", "returned", "settled")
+
+    def __init__(self) -> None:
+        self.settled: List[Tuple[Request, Optional[Outcome], bool]] = []
+        self.returned = 0
+        self.calls: List[Call] = []
+        self.cancelled_calls: List[int] = []
+
+
+def read_response(model: Model, loans: Loans, blocks: Tuple[BlockKey, ...], placed: Tuple[Any, ...], parameters: str) -> Response:
+    """The response with these outputs, as a message has them.
+
+    Raises:
+        ProtocolError: it has outputs that the model does not have, or in memory that the stub may not name.
+    """
+    memo = model.memo
+    plan: Optional[OutputPlan] = memo.get((placed, len(blocks)))
+    if plan is None:
+        plan = OutputPlan(model.outputs, placed, len(blocks))
+        model.remember((placed, len(blocks)), plan)
+    places: List[Tuple[Segment, int]] = []
+    leases: List[Lease] = []
+    try:
+        for key, nbytes in zip(blocks, plan.extents):
+            segment, lease = loans.borrow(key, nbytes)
+            places.append((segment, key[1]))
+            leases.append(lease)
+    except ProtocolError:
+        for give_back, item in leases:
+            give_back(item)
+        raise
+    return Response(plan, places, leases, parameters)
+
+
+def check_in_regions(request: Request, response: Response) -> None:
+    """That an output is in a region can only be said where the client has named one.
+
+    Raises:
+        ProtocolError: it has not; the response is released.
+    """
+    wanted = () if request.regions is None else {index for index, *_ in request.regions.writes}
+    if not response.plan.in_regions.issubset(wanted):
+        response.release()
+        raise ProtocolError(f"request {request.key} has no region for an output that is said to be in one")
+
+
+def read_call(loans: Loans, number: int, *call: Any) -> Call:
+    """The call that a message describes.
+
+    Raises:
+        ProtocolError: it has inputs in memory that the stub may not name.
+    """
+    flags, model, version, keys, inputs, requested, extras = call
+    extents = [0] * len(keys)
+    for _, _, _, block, offset, nbytes in inputs:
+        extents[block] = max(extents[block], offset + nbytes)
+    blocks: List[Tuple[Loan, int]] = []
+    try:
+        for key, nbytes in zip(keys, extents):
+            segment, lease = loans.borrow(key, nbytes)
+            blocks.append((Loan(segment, key[1], nbytes, lease), nbytes))
+    except ProtocolError:
+        for loan, _ in blocks:
+            loan.release()
+        raise
+    return Call(number, flags, model, version, blocks, inputs, requested, extras)
