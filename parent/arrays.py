@@ -66,7 +66,10 @@ def to_request(
     except OutOfSharedMemory as error:
         model.arena.dropped.append(block)
         raise model.no_room(error) from error
-    return Request([(block, layout.nbytes)], layout.inputs, extras, settle)
+    request = Request([(block, layout.nbytes)], layout.inputs, extras, settle)
+    if model.server.tracer.active:
+        request.trace = model.server.tracer.sample(model.name)
+    return request
 
 
 def _wire_form(name: str, array: np.ndarray, model: Model) -> Tuple[DataType, Any]:

@@ -147,11 +147,14 @@ def make_request(callee: Model, call: Call, respond: Respond) -> Request:
         loan, _ = call.blocks[block]
         start = loan.offset + offset
         check_strings(callee, place, memoryview(loan.segment.memory)[start : start + place.nbytes])
-    request_id, parameters, correlation_id, flags, timeout = call.extras
+    request_id, parameters, correlation_id, flags, timeout, *trace = call.extras
     extras: Tuple[Any, ...] = ()
     if request_id or wanted is not None or parameters != "{}" or correlation_id or flags or timeout:
         extras = (request_id, wanted, parameters, correlation_id, flags, timeout)
-    return Request(call.blocks, inputs, extras, respond, borrowed=True)
+    request = Request(call.blocks, inputs, extras, respond, borrowed=True)
+    if trace:
+        request.trace = callee.server.tracer.child(trace[0])
+    return request
 
 
 class _Plan(NamedTuple):

@@ -25,6 +25,8 @@ from .model import Model
 from .model_control import ModelControl
 from .options import ServerOptions
 from .spawner import Spawner
+from .tracing.settings import TraceSettings
+from .tracing.tracer import Tracer
 
 if TYPE_CHECKING:
     from .instance import Instance
@@ -62,6 +64,7 @@ class Core:
         self.log_settings = LogSettings(options.log, self._set_verbose)
         self._inference_metrics = InferenceMetrics(self._served, options.metrics.counter_latencies)
         self._machine_metrics = MachineMetrics(options.metrics)
+        self.tracer = Tracer(options.trace)
         self.metrics = CustomMetrics(INFERENCE_NAMES | MACHINE_NAMES)
         self.bls: Router
         self._control = ModelControl(self)
@@ -99,6 +102,7 @@ class Core:
             await asyncio.wait(self._kept)
         self.client_memory.close()
         self.spawner.close()
+        await asyncio.get_running_loop().run_in_executor(None, self.tracer.close)
 
     async def load_model(self, name: str, config: str = "", files: Optional[Mapping[str, bytes]] = None) -> None:
         """Loads a model, or loads it again if anything of it has changed, and returns when it serves. See ``ModelControl.load``.
@@ -324,6 +328,19 @@ class Core:
                 rows.append(ModelStatus(name, str(model.version), instance.name, pid, instance.spec.kind, state, instance.reason))
         return rows
 
+    def trace_settings(self, model: str = "") -> TraceSettings:
+        """The settings of traces.
+
+        Args:
+            model: whose settings are to be shown or changed; "" for those of all.
+
+        Raises:
+            InvalidArgument: there is none of that name.
+        """
+        if model and model not in self.models:
+            raise InvalidArgument(f"Request for unknown model : {model}")
+        return self.tracer.settings
+
     def extensions(self) -> List[str]:
         """The protocol extensions that this server has."""
         return [
@@ -335,6 +352,7 @@ class Core:
             "binary_tensor_data",
             "parameters",
             "statistics",
+            "trace",
             "logging",
         ]
 

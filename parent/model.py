@@ -190,6 +190,8 @@ class Model:
         request.submitted_ns = perf_counter_ns()
         if request.blocks and isinstance(block := request.blocks[0][0], Block):
             request.input_ns = block.write_ns
+        if request.trace is not None:
+            request.trace.submitted(self, request)
         with self.lock:
             if not self._live or self._stopping:
                 request.release()
@@ -461,6 +463,10 @@ class Model:
         decoupled = self.decoupled
         for request, outcome, final in outcomes:
             arrived = perf_counter_ns() if decoupled else 0
+            if request.trace is not None:
+                request.trace.settled(request, outcome, final)
+                if final:
+                    request.trace = None  # it ends when the front end lets go of it, too
             try:
                 request.respond(outcome, final)
             except Exception:

@@ -8,6 +8,7 @@ from typing import Dict, List, Sequence, Tuple
 
 from .grpc.options import GrpcOptions
 from .metrics.options import MetricsOptions
+from .tracing.options import TraceOptions
 
 
 class OptionError(Exception):
@@ -128,6 +129,7 @@ class ServerOptions:
     backend: BackendOptions = field(default_factory=BackendOptions)
     log: LogOptions = field(default_factory=LogOptions)
     metrics: MetricsOptions = field(default_factory=MetricsOptions)
+    trace: TraceOptions = field(default_factory=TraceOptions)
 
     @property
     def explicit(self) -> bool:

@@ -15,7 +15,10 @@ import msgspec
 
 Value = Union[bool, int, float, str]
 Extras = Tuple[Any, ...]
-"""The last member of a request message: ``()``, or (id, requested outputs, parameters, correlation id, flags, timeout)."""
+"""The extras of a request message: ``()``, or (id, requested outputs, parameters, correlation id, flags, timeout), and, of a request that is
+traced, its trace."""
+
+_NOTHING: Extras = ("", None, "{}", 0, 0, 0)
 
 RESERVED_PREFIX = "triton_"
 MAX_UNSIGNED = 2**64 - 1
@@ -83,8 +86,13 @@ class RequestParameters:
 
 def with_custom(extras: Extras, more: Mapping[str, Value]) -> Extras:
     """Extras with more parameters for the model, which replace those of the same names."""
-    request_id, indices, text, sequence_id, flags, timeout = extras or ("", None, "{}", 0, 0, 0)
+    request_id, indices, text, sequence_id, flags, timeout = extras or _NOTHING
     return request_id, indices, _as_json({**json.loads(text), **more}), sequence_id, flags, timeout
+
+
+def with_trace(extras: Extras, trace: Tuple[int, int, str]) -> Extras:
+    """Extras with the trace that the request belongs to."""
+    return (*(extras or _NOTHING), trace)
 
 
 def _as_json(parameters: Dict[str, Value]) -> str:

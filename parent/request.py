@@ -20,6 +20,7 @@ from .statistics import Failure
 if TYPE_CHECKING:
     from .client_memory import RegionUse
     from .instance import Instance
+    from .tracing.trace import Trace
 
 Lease = Tuple[Callable[[Any], None], Any]
 """What gives a block back: a function safe to call in any thread, even from a garbage collection, and its argument."""
@@ -179,7 +180,7 @@ class Request:
 
     __slots__ = (
         "answered", "begun_ns", "blocks", "borrowed", "computed_ns", "execute_ns", "extras", "failure", "finished", "input_ns", "inputs",
-        "instance", "key", "regions", "respond", "responded_ns", "responses", "returned", "submitted_ns",
+        "instance", "key", "regions", "respond", "responded_ns", "responses", "returned", "submitted_ns", "trace",
     )  # fmt: skip
 
     def __init__(
@@ -197,6 +198,8 @@ class Request:
         self.respond = respond
         self.borrowed = borrowed
         self.regions = regions
+        self.trace: Optional[Trace] = None
+        """Is told what happens, if the request is traced."""
         self.answered = False
         """``respond`` was told the last outcome."""
         self.finished = False

@@ -13,7 +13,9 @@ pack or unpack; a map costs three times that). Records, with () for optional par
     request   (key, borrowed, ((segment, offset, nbytes), ...), inputs, extras, regions)
       borrowed  the blocks are another stub's: what is written to them must stay private
       input     (name, dtype, shape, index in blocks, offset in the block, nbytes)       name: index in the configuration
-      extras    () or (id, requested names or None, parameters as JSON text, correlation id, flags, timeout in us)
+      extras    () or (id, requested names or None, parameters as JSON text, correlation id, flags, timeout in us), and the trace of a
+                request that is traced
+      trace     (number, what is traced, context as JSON text or "")
       regions   () or (reads, writes): what lies in shared memory of the client's
         read    (region, offset, nbytes)               a block of inputs that the receiver copies from there, numbered after blocks
         write   (output, region, offset, nbytes)       where that output goes, and its room there
@@ -30,7 +32,7 @@ pack or unpack; a map costs three times that). Records, with () for optional par
               cancels it
       flags   STREAM: any number of responses are welcome. BLOCKING: execute cannot go on before this one is answered
       input   (name as text, dtype, shape, index in blocks, offset in the block, nbytes)
-      extras  (id, parameters as JSON text, correlation id, flags, timeout in us)
+      extras  (id, parameters as JSON text, correlation id, flags, timeout in us), and the trace of a request that this one is part of
     reply     (call, final, blocks, outputs, error, parameters), to a call; outputs with their names as text
 
 Any bytes are a message or a ProtocolError.
@@ -47,7 +49,7 @@ import msgpack
 from .dtype import BY_CODE, BYTES, element_count
 from .errors import ProtocolError
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 _REMEMBERED = 1024
 
@@ -185,8 +187,8 @@ def _check_request(request: Any) -> None:
     if len(sizes) != 1 or (marshalled(inputs, 2), sizes[0]) not in _known_tensors:
         _check_inputs(inputs, sizes)
     if extras:
-        request_id, requested, parameters, correlation_id, flags, timeout = extras
-        _check_extras(request_id, parameters, correlation_id, flags, timeout)
+        request_id, requested, *rest = extras
+        _check_extras(request_id, *rest)
         for name in () if requested is None else requested:
             if type(name) is not int:
                 raise ValueError(f"requested output {name!r}")
@@ -213,11 +215,15 @@ def _check_place(region: Any, offset: Any, size: Any) -> None:
         raise ValueError(f"{size!r} bytes at {offset!r} of region {region!r}")
 
 
-def _check_extras(request_id: Any, parameters: Any, correlation_id: Any, flags: Any, timeout: Any) -> None:
+def _check_extras(request_id: Any, parameters: Any, correlation_id: Any, flags: Any, timeout: Any, *trace: Any) -> None:
     if type(request_id) is not str or type(parameters) is not str or type(correlation_id) not in (int, str):
         raise ValueError("extras of a request")
     if type(flags) is not int or type(timeout) is not int:
         raise ValueError("flags or timeout of a request")
+    if trace:
+        ((number, wanted, context),) = trace
+        if type(number) is not int or type(wanted) is not int or type(context) is not str:
+            raise ValueError("trace of a request")
 
 
 def _check_result(result: Any) -> None:

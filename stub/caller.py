@@ -108,7 +108,7 @@ class Caller:
         number = next(self._numbers)
         call = _Call(number, self, self._inbox, self._poll)
         flags = (STREAM if stream else 0) | (BLOCKING if waits and self._blocks_execute() else 0)
-        extras = (request._request_id, request._parameters, request._correlation_id, request._flags, request._timeout)
+        extras = request._extras()
         blocks: Sequence[BlockKey] = ()
         self._open[number] = call
         try:

@@ -58,7 +58,7 @@ class _ForkedCall:
     def __init__(self, control: ControlSocket, request: InferenceRequest, stream: bool) -> None:
         self._socket, far = ControlSocket.pair()
         inputs = [(t._name, t._dtype.code, t._shape, t._wire().tobytes()) for t in request._inputs]
-        extras = (request._request_id, request._parameters, request._correlation_id, request._flags, request._timeout)
+        extras = request._extras()
         with far, suppress(PeerGone):  # which ``next`` will find, too
             _send(control, (FORKED,), [far.fileno()])
             self._socket.send((request._model_name, request._model_version, stream, inputs, sorted(request._requested), extras))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Awaitable, List, Optional, Sequence, Set, Union
+from typing import Any, Awaitable, List, Optional, Sequence, Set, Tuple, Union
 
 from .error import TritonModelException
 from .exchange import Exchange
@@ -13,7 +13,7 @@ from .response import InferenceResponse, Parameters, expect, parameters_text
 from .response_iterator import ResponseIterator
 from .response_sender import InferenceResponseSender
 from .tensor import Tensor
-from .trace import InferenceTrace
+from .trace import InferenceTrace, Token
 
 RELEASE_ALL, RELEASE_RESCHEDULE = 1, 2
 
@@ -103,6 +103,7 @@ class InferenceRequest:
         correlation_id: Union[int, str] = 0,
         flags: int = 0,
         timeout: int = 0,
+        trace: Optional[Token] = None,
     ) -> InferenceRequest:
         """A request as it came from the server, which has checked it."""
         request = cls.__new__(cls)
@@ -115,8 +116,14 @@ class InferenceRequest:
         request._timeout = timeout
         request._exchange = exchange
         request._sender = None
-        request._trace = None
+        request._trace = None if trace is None else InferenceTrace._received(trace)
         return request
+
+    def _extras(self) -> Tuple[Any, ...]:
+        """What the message of a call says of the request beside its inputs."""
+        extras = (self._request_id, self._parameters, self._correlation_id, self._flags, self._timeout)
+        token = self._trace._token if self._trace is not None else None
+        return extras if token is None else (*extras, token)
 
     def inputs(self) -> List[Tensor]:
         """The inputs that are present, in the order of the configuration."""

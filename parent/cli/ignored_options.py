@@ -10,7 +10,6 @@ import click
 _POOLS = "there are no memory pools to size"
 _CACHE = "there is no response cache"
 _RATE = "there is no rate limiter"
-_TRACE = "there is no tracing in this version"
 _CLOUD = "there is no endpoint of this kind"
 
 IGNORED: Dict[str, str] = {
@@ -34,12 +33,6 @@ IGNORED: Dict[str, str] = {
     "--response-cache-byte-size": _CACHE,
     "--rate-limit": _RATE,
     "--rate-limit-resource": _RATE,
-    "--trace-config": _TRACE,
-    "--trace-file": _TRACE,
-    "--trace-level": _TRACE,
-    "--trace-rate": _TRACE,
-    "--trace-count": _TRACE,
-    "--trace-log-frequency": _TRACE,
     "--allow-sagemaker": _CLOUD,
     "--sagemaker-port": _CLOUD,
     "--sagemaker-safe-port-range": _CLOUD,

@@ -10,7 +10,7 @@ import click
 
 from ..metrics.options import MetricsOptions
 from ..options import LOG_FORMATS, MODEL_CONTROL_MODES, BackendOptions, LogOptions, OptionError, ServerOptions, TlsOptions
-from . import grpc_flags
+from . import grpc_flags, trace_flags
 from .ignored_options import ignored_options, ignored_text
 from .sections import SectionedCommand, section
 
@@ -146,6 +146,7 @@ def _metrics(options: MetricsOptions, settings: Sequence[str]) -> MetricsOptions
 @_http_options
 @section("gRPC", grpc_flags.grpc_options)
 @_log_options
+@section("Traces", trace_flags.trace_options)
 @ignored_options
 def serve(
     repositories: Tuple[str, ...],
@@ -234,6 +235,7 @@ def serve(
             exit_timeout_secs=exit_timeout_secs,
             strict_readiness=strict_readiness,
             backend=backend,
+            trace=trace_flags.read(others),
             log=LogOptions(log_file or "", log_info, log_warning, log_error, log_verbose, log_format),
         )
         options.check()

@@ -18,10 +18,12 @@ from ..header_forwarding import HeaderForwarding
 from ..model import Model
 from ..parameters import with_custom
 from ..request import Outcome, Request
+from ..tracing.trace import Trace
 from .infer import GrpcCodec, Plan, encode, parts_of
 from .inline import STATUS, Call, details_of, internal
 from .messages import Servicer, pb
 from .stream import ENDS_WITH_ERROR, SHUTTING_DOWN, InferStream
+from .tracing import READ_END, SEND_END, SEND_START, begin_trace
 
 T = TypeVar("T")
 
@@ -31,7 +33,7 @@ NO_DECOUPLED = "ModelInfer RPC doesn't support models with decoupled transaction
 class _Inference:
     """One ``ModelInfer``."""
 
-    __slots__ = ("_call", "_model", "_on_over", "_plan", "_request", "_request_id", "answered")
+    __slots__ = ("_call", "_model", "_on_over", "_plan", "_request", "_request_id", "answered", "trace")
 
     def __init__(self, call: Call, model: Model, plan: Plan, request_id: str, on_over: Callable[[_Inference], None]) -> None:
         self._call = call
@@ -40,6 +42,7 @@ class _Inference:
         self._request_id = request_id
         self._on_over = on_over
         self._request: Optional[Request] = None
+        self.trace: Optional[Trace] = None
         self.answered = False
 
     def submit(self, request: Request) -> None:
@@ -59,6 +62,14 @@ class _Inference:
         assert outcome is not None  # the model is not decoupled
         self._request = None  # the two hold each other
         self.answered = True
+        trace, self.trace = self.trace, None
+        if trace is not None:
+            trace.event(SEND_START)
+        self._answer(outcome)
+        if trace is not None:
+            trace.event(SEND_END)
+
+    def _answer(self, outcome: Outcome) -> None:
         if isinstance(outcome, ServerError):
             self._call.fail(outcome)
             return
@@ -103,11 +114,15 @@ class InferHandlers:
         if model.decoupled:
             raise Unsupported(NO_DECOUPLED)
         plan = self._codec.plan(model, head, parts)
+        trace = begin_trace(self._core.tracer, model.name, call) if self._core.tracer.active else None
         inference = _Inference(call, model, plan, parts.request_id, self._over)
         forwarded = self._forwarded(call) if self._forwarding else None
         request = self._codec.request(plan, parts, inference.settle)
         if forwarded:
             request.extras = with_custom(request.extras, forwarded)
+        if trace is not None:
+            trace.event(READ_END)
+            inference.trace = request.trace = trace
         self._open.add(inference)
         inference.submit(request)
         if model.in_flight == 1:  # else this thread has better things to do than to wait, and the server's loop will see the answer
@@ -170,6 +185,7 @@ _SETTINGS = {
     "log_format": ("string_param", "string"),
 }
 """The fields that settings of the log come in, and what errors call them."""
+_TRACE_LEVEL = "trace_level"
 
 
 class GrpcService(Servicer):  # type: ignore[misc]
@@ -309,6 +325,22 @@ class GrpcService(Servicer):  # type: ignore[misc]
                 setting.uint32_param = value
             else:
                 setting.string_param = value
+        return response
+
+    @_answering
+    def TraceSetting(self, request: Any, context: Any) -> Any:
+        changes: Dict[str, Any] = {}
+        for key, setting in request.settings.items():
+            values = list(setting.value)
+            if len(values) > 1 and key != _TRACE_LEVEL:
+                raise InvalidArgument(f"expect only 1 value for '{key}'")
+            changes[key] = None if not values else values if key == _TRACE_LEVEL else values[0]
+        settings = self._in_loop(self._core.trace_settings, request.model_name)
+        if changes:
+            settings.update(changes, request.model_name)
+        response = pb.TraceSettingResponse()
+        for key, value in settings.as_dict(request.model_name).items():
+            response.settings[key].value.extend([value] if isinstance(value, str) else value)
         return response
 
     # In the server's loop

@@ -18,9 +18,11 @@ from ..errors import ServerError, Unavailable
 from ..model import Model
 from ..parameters import with_custom
 from ..request import Outcome, Request, drop
+from ..tracing.trace import Trace
 from .infer import GrpcCodec, Plan, encode, encode_empty, parts_of
 from .inline import MESSAGE_BYTES, Call, internal, too_large
 from .messages import pb
+from .tracing import READ_END, SEND_END, SEND_START, begin_trace
 from .wire import prefix
 
 SHUTTING_DOWN = "GRPC server is shutting down and has stopped accepting new requests."
@@ -45,7 +47,19 @@ _FINAL = {final: _final_parameter(final) for final in (False, True)}
 class _Asked:
     """One request of a stream."""
 
-    __slots__ = ("backlog", "decoupled", "empty_final", "model", "model_name", "outcome", "plan", "request", "request_id", "stream")
+    __slots__ = (
+        "backlog",
+        "decoupled",
+        "empty_final",
+        "model",
+        "model_name",
+        "outcome",
+        "plan",
+        "request",
+        "request_id",
+        "stream",
+        "trace",
+    )
 
     def __init__(self, stream: InferStream) -> None:
         self.stream = stream
@@ -60,6 +74,7 @@ class _Asked:
         """Of a decoupled model."""
         self.outcome: Optional[Outcome] = None
         """Of a model that is not decoupled, until those before it have theirs."""
+        self.trace: Optional[Trace] = None
 
     def settle(self, outcome: Optional[Outcome], final: bool) -> None:
         """Takes an outcome. In any thread."""
@@ -166,12 +181,17 @@ class InferStream:
             raise Unavailable(SHUTTING_DOWN)
         model = asked.model = self._core.find(head.name, head.version)
         asked.plan = self._codec.plan(model, head, parts)
+        if self._core.tracer.active:
+            asked.trace = begin_trace(self._core.tracer, model.name, self._call)
         request = asked.request = self._codec.request(asked.plan, parts, asked.settle)
         if self._forwarded:
             request.extras = with_custom(request.extras, self._forwarded)
         if model.decoupled:
             asked.backlog = Backlog(model, partial(self._give_up, asked))
             asked.backlog.attach(request)
+        if asked.trace is not None:
+            asked.trace.event(READ_END)
+            request.trace = asked.trace
         with self._lock:
             asked.decoupled = model.decoupled
             self._open.add(asked)
@@ -197,9 +217,13 @@ class InferStream:
             if isinstance(outcome, ServerError) and self._ends_with_error:
                 self._end_with(outcome)
                 return
+            if asked.trace is not None:
+                asked.trace.event(SEND_START)
             message = self._encode(asked, outcome, final)
             if message is not None:
                 self._call.send(message, self._on_sent)
+                if asked.trace is not None:
+                    asked.trace.event(SEND_END)
                 return
             with self._lock:
                 self._sending = False

@@ -8,8 +8,11 @@ from typing import Any, Awaitable, Callable, Dict, Iterator, List, Optional, Seq
 
 import msgspec
 
+from ..tracing.trace import Trace
+from ..tracing.tracer import Tracer
 from . import json_tensor
 from .json_document import check_size
+from .tracing import RECV_END, SEND_END, SEND_START, begin_trace
 
 Scope = Dict[str, Any]
 Receive = Callable[[], Awaitable[Dict[str, Any]]]
@@ -27,15 +30,17 @@ class Disconnected(Exception):
 
 
 class Exchange:
-    """A request, whose ``scope`` is ASGI's, and the way of its answer. ``started`` once the head of an answer was sent."""
+    """A request, whose ``scope`` is ASGI's, and the way of its answer. ``started`` once the head of an answer was sent. ``trace``, if it has
+    one, must be held by nobody else for longer than the request: an exception may keep the variables of whoever raised it."""
 
-    __slots__ = ("receive", "scope", "send", "started")
+    __slots__ = ("receive", "scope", "send", "started", "trace")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
         self.receive = receive
         self.send = send
         self.started = False
+        self.trace: Optional[Trace] = None
 
     def header(self, name: bytes) -> Optional[bytes]:
         """The value of a header field, whose name is given in lower case; None if there is none."""
@@ -97,8 +102,9 @@ class Exchange:
 
     async def answer(self, body: bytes = b"", status: int = 200, headers: Sequence[Tuple[bytes, bytes]] = ()) -> None:
         """Answers with these bytes."""
-        await self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
-        await self.send({"type": "http.response.body", "body": body})
+        with self.sending():
+            await self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
+            await self.send({"type": "http.response.body", "body": body})
 
     async def start(self, status: int, headers: Headers) -> None:
         """Sends the head of an answer, whose body ``piece`` sends."""
@@ -108,6 +114,26 @@ class Exchange:
     async def piece(self, data: Any, more: bool = True) -> None:
         """Sends a piece of a body, and returns when the socket takes more."""
         await self.send({"type": "http.response.body", "body": data, "more_body": more})
+
+    def begin_trace(self, tracer: Tracer, model: str) -> None:
+        """The request is one for a model."""
+        if tracer.active:
+            self.trace = begin_trace(tracer, model, self.scope["headers"])
+
+    def received(self) -> Optional[Trace]:
+        """The trace, to be given to the model, now that the request is complete."""
+        if self.trace is not None:
+            self.trace.event(RECV_END)
+        return self.trace
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """While a response is sent."""
+        if self.trace is not None:
+            self.trace.event(SEND_START)
+        yield
+        if self.trace is not None:
+            self.trace.event(SEND_END)
 
     @contextmanager
     def watched(self, on_departure: Callable[[], None]) -> Iterator[None]:

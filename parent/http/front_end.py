@@ -150,6 +150,8 @@ class HttpFrontEnd:
             if exchange.started:
                 raise
             await exchange.answer_error(500, "internal error: the server's log has the details")
+        finally:
+            exchange.trace = None
 
     async def _serve(self, exchange: Exchange) -> None:
         scope = exchange.scope
@@ -186,6 +188,7 @@ class HttpFrontEnd:
         about = InferFields.of(exchange.scope["headers"])
         if model.decoupled:
             raise Unsupported(NO_DECOUPLED)
+        exchange.begin_trace(self.core.tracer, name)
         forwarded = self._forwarding.parameters(exchange.headers_as_sent())
         decoder = compression.decoder_for(about.content_encoding) if about.content_encoding else None
         # The length of a compressed body says nothing about what it holds.
@@ -201,6 +204,7 @@ class HttpFrontEnd:
         request = infer.make_request(model, header, block, gate.settle)
         if forwarded:
             request.extras = with_custom(request.extras, forwarded)
+        request.trace = exchange.received()
         model.submit(request)
         try:
             with exchange.watched(gate.leave):
@@ -216,10 +220,11 @@ class HttpFrontEnd:
             encoded = response.encode(model, header, outcome)
         del outcome
         coding = compression.accepted(about.accept_encoding) if about.accept_encoding else None
-        if coding:
-            await self._send_compressed(exchange, coding, encoded)
-        else:
-            await _send_pieces(exchange, encoded.pieces, encoded.nbytes, encoded.json_bytes)
+        with exchange.sending():
+            if coding:
+                await self._send_compressed(exchange, coding, encoded)
+            else:
+                await _send_pieces(exchange, encoded.pieces, encoded.nbytes, encoded.json_bytes)
 
     async def _send_compressed(self, exchange: Exchange, coding: str, encoded: response.Encoded) -> None:
         if encoded.nbytes > _IN_EXECUTOR_BYTES:

@@ -14,6 +14,7 @@ from ..backlog import Backlog
 from ..errors import InvalidArgument, ServerError, Unavailable, Unsupported
 from ..header_forwarding import HeaderForwarding
 from ..request import Outcome, Request, drop
+from ..tracing.trace import Trace
 from . import generate_json, schemas
 from .exchange import JSON, Disconnected, Exchange
 from .routes import MODEL, Operation, Route
@@ -86,14 +87,17 @@ class GenerateApi:
         if not exchange.started:
             # The first response decides on the status of all.
             await exchange.start(status, [_EVENTS])
-        await exchange.piece(b"data: " + text + b"\n\n")
+        with exchange.sending():
+            await exchange.piece(b"data: " + text + b"\n\n")
 
     async def _submit(self, exchange: Exchange, name: str, version: Optional[int]) -> _Responses:
         model = self._core.find(name, version)
         if (exchange.header(b"content-encoding") or b"identity") != b"identity":
             raise InvalidArgument("Unsupported content-encoding, only 'identity' is supported.")
         forwarded = self._forwarding.parameters(exchange.headers_as_sent(), reserved=False)
-        return _Responses.ask(model, await exchange.body(self._limit), forwarded)
+        exchange.begin_trace(self._core.tracer, name)
+        body = await exchange.body(self._limit)
+        return _Responses.ask(model, body, forwarded, exchange.received())
 
 
 class _Responses:
@@ -113,7 +117,7 @@ class _Responses:
         """The last response has arrived; what comes after it is dropped."""
 
     @classmethod
-    def ask(cls, model: Model, body: bytearray, forwarded: Mapping[str, str]) -> _Responses:
+    def ask(cls, model: Model, body: bytearray, forwarded: Mapping[str, str], trace: Optional[Trace]) -> _Responses:
         """Submits a request.
 
         Raises:
@@ -130,6 +134,7 @@ class _Responses:
             raise model.no_room(error) from error
         request = Request([(block, parsed.layout.nbytes)], parsed.layout.inputs, parsed.extras, responses._settle)
         responses._request = request
+        request.trace = trace
         responses._backlog.attach(request)
         model.submit(request)
         return responses

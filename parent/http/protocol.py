@@ -19,10 +19,12 @@ import msgspec
 from ..errors import InternalError, ServerError, Unsupported
 from ..model import Model
 from ..request import Outcome, Request, drop
+from ..tracing.trace import Trace
 from . import infer, response
 from .bounded_head import BoundedHeadProtocol
 from .exchange import NAMES_AS_SENT
 from .front_end import NO_DECOUPLED, HttpFrontEnd, InferFields
+from .tracing import RECV_END, SEND_END, SEND_START, begin_trace
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ class _NoEvent:
 class InferCycle:
     """One inference: what uvicorn needs to know of a request, and nothing more."""
 
-    __slots__ = ("_header", "_model", "_protocol", "_request", "body", "disconnected", "keep_alive", "response_complete")
+    __slots__ = ("_header", "_model", "_protocol", "_request", "body", "disconnected", "keep_alive", "response_complete", "trace")
 
     message_event = _NoEvent()
 
@@ -59,6 +61,7 @@ class InferCycle:
         self.disconnected = False
         self.response_complete = False
         self._request: Optional[Request] = None
+        self.trace: Optional[Trace] = None
 
     def feed(self, chunk: bytes) -> None:
         try:
@@ -73,6 +76,9 @@ class InferCycle:
             header, block = self.body.finish()
             self._header = header
             self._request = infer.make_request(model, header, block, self._settle)
+            if self.trace is not None:
+                self.trace.event(RECV_END)
+                self._request.trace = self.trace
             model.submit(self._request)
         except Exception as error:
             self._refuse(error)
@@ -147,11 +153,16 @@ class InferCycle:
 
     def _write(self, head: bytes, pieces: List[Any]) -> None:
         transport = self._protocol.transport
+        trace, self.trace = self.trace, None
+        if trace is not None:
+            trace.event(SEND_START)
         end = b"\r\n" if self.keep_alive else _CLOSE + b"\r\n"
         if len(pieces) == 1:
             transport.write(b"".join((head, end, pieces[0])))
         else:
             transport.writelines((head + end, *pieces))
+        if trace is not None:
+            trace.event(SEND_END)
         self.response_complete = True
         if not self.keep_alive:
             transport.close()
@@ -273,7 +284,10 @@ class InferProtocol(BoundedHeadProtocol):
         except ServerError:
             # The long way raises it too, and then answers.
             return None
-        return InferCycle(self, model, body, self.parser.should_keep_alive())
+        cycle = InferCycle(self, model, body, self.parser.should_keep_alive())
+        if self._front_end.core.tracer.active:
+            cycle.trace = begin_trace(self._front_end.core.tracer, model.name, self.headers)
+        return cycle
 
 
 class ForwardingProtocol(InferProtocol):

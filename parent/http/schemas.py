@@ -77,6 +77,11 @@ _LOG = {
 LOG_SETTINGS = record(_LOG)
 LOG_CHANGES = record({}, **_LOG)
 
+_TRACE = {"trace_level": array(STRING), "trace_rate": STRING, "trace_count": STRING, "trace_mode": STRING}
+_TRACE_MORE = {"trace_file": STRING, "log_frequency": STRING}
+TRACE_SETTINGS = record(_TRACE, **_TRACE_MORE)
+TRACE_CHANGES = record({}, **{name: {"anyOf": [schema, {"type": "null"}]} for name, schema in {**_TRACE, **_TRACE_MORE}.items()})
+
 SYSTEM_REGION = record({"key": STRING, "byte_size": UNSIGNED}, offset=UNSIGNED)
 SYSTEM_REGIONS = array(record({"name": STRING, "key": STRING, "offset": UNSIGNED, "byte_size": UNSIGNED}))
 CUDA_REGION = record({"raw_handle": record({"b64": STRING}), "device_id": UNSIGNED, "byte_size": UNSIGNED})

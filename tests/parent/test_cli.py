@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from stublet.parent.cli.ignored_options import IGNORED
 from stublet.parent.cli.main import cli
 from stublet.parent.cli.serve import serve
+from stublet.parent.cli.trace_flags import FORMER
 
 OPTIONS: Dict[str, click.Parameter] = {flag: parameter for parameter in serve.params for flag in parameter.opts}
 
@@ -54,9 +55,10 @@ def test_help_shows_those_that_have_a_meaning() -> None:
     assert "INTEGER RANGE" not in text and "<=" not in text
     for flag, parameter in OPTIONS.items():
         if isinstance(parameter, click.Option) and flag.startswith("--"):
-            assert (flag in shown) == (flag not in IGNORED), flag
+            former = parameter.name in FORMER
+            assert (flag in shown) == (flag not in IGNORED and not former), flag
     assert [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")] == [
-        "Models and server:", "HTTP and metrics:", "gRPC:", "Log:", "Other:",
+        "Models and server:", "HTTP and metrics:", "gRPC:", "Log:", "Traces:", "Other:",
     ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ RESULT = (1, FINAL | RETURNED, 5, (), ((0, 0),), (TENSOR,), (), "")
 CALL = (1, 0, "model", -1, ((0, 0),), (NAMED,), ("y",), ("id", "{}", 0, 0, 0))
 REPLY = (1, True, ((0, 0, 8),), (NAMED,), (), "")
 EXTENDED = ("id", None, "{}", 0, 0, 0)
+TRACE = (7, 3, '{"traceparent":"x"}')
 
 
 def down(request: Any = REQUEST, reply: Any = REPLY) -> Tuple[Any, ...]:
@@ -45,6 +46,8 @@ def of(tensor: Tuple[Any, ...], index: int, value: Any) -> Tuple[Any, ...]:
         (decode_down, down()),
         (decode_down, down(but(REQUEST, 1, True))),
         (decode_down, down(but(REQUEST, 4, EXTENDED))),
+        (decode_down, down(but(REQUEST, 4, (*EXTENDED, TRACE)))),
+        (decode_up, up(call=but(CALL, 7, (*CALL[7], TRACE)))),
         (decode_down, down(but(REQUEST, 5, REGIONS))),
         (decode_down, down((*REQUEST[:2], (), *REQUEST[3:5], REGIONS))),
         (decode_up, up(but(RESULT, 5, of(TENSOR, 3, IN_REGION)))),
@@ -108,6 +111,9 @@ def test_the_rows_are_right_before_something_in_them_is_changed(decoder: Decoder
         (decode_down, down(but(REQUEST, 4, but(EXTENDED, 3, 1.5))), "extras of a request"),
         (decode_down, down(but(REQUEST, 4, but(EXTENDED, 4, None))), "flags or timeout"),
         (decode_down, down(but(REQUEST, 4, but(EXTENDED, 5, False))), "flags or timeout"),
+        (decode_down, down(but(REQUEST, 4, (*EXTENDED, ()))), "malformed record"),
+        (decode_down, down(but(REQUEST, 4, (*EXTENDED, TRACE, TRACE))), "malformed record"),
+        (decode_down, down(but(REQUEST, 4, (*EXTENDED, but(TRACE, 0, "7")))), "trace of a request"),
         (decode_down, down(but(REQUEST, 5, {"a": 0, "b": 1})), "regions {.a.: 0"),
         (decode_down, down(but(REQUEST, 5, ((),))), "malformed record"),
         (decode_down, down(but(REQUEST, 5, (5, ()))), "malformed record"),
@@ -174,6 +180,9 @@ def test_the_rows_are_right_before_something_in_them_is_changed(decoder: Decoder
         (decode_up, up(call=but(CALL, 7, ("id", "{}", None, 0, 0))), "extras of a request"),
         (decode_up, up(call=but(CALL, 7, ("id", "{}", 0, "0", 0))), "flags or timeout"),
         (decode_up, up(call=but(CALL, 7, ("id", "{}", 0, 0, True))), "flags or timeout"),
+        (decode_up, up(call=but(CALL, 7, (*CALL[7], None))), "malformed record"),
+        (decode_up, up(call=but(CALL, 7, (*CALL[7], but(TRACE, 1, None)))), "trace of a request"),
+        (decode_up, up(call=but(CALL, 7, (*CALL[7], but(TRACE, 2, 5)))), "trace of a request"),
     ],
 )
 def test_a_malformed_record_is_refused_with_a_reason(decoder: Decoder, message: Any, reason: str) -> None:
