@@ -1,22 +1,30 @@
-"""Tensors in shared memory of clients, at the stub's end: inputs are copied from there, outputs to there, once each.
+"""Tensors in shared memory of clients, at the stub's end: large inputs are viewed where they are, outputs are copied there, once.
 
-A model gets copies of its inputs, as it does of everything that a client sends: what it writes to them is not seen by the client, and what
-the client does meanwhile is not seen by the model. The copies lie in the stub's own arena, so sending one on costs no further copy.
+What a model writes to its inputs is not seen by the client, for they are in a copy-on-write mapping. What it keeps of them when its request
+is over becomes its own. Small inputs, strings, and those that lie where an array should not are copied to the stub's own arena.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ..shm import bytes_codec
+from ..shm.arena import LARGE_BYTES
 from ..shm.dtype import BYTES, element_count
 from ..shm.errors import OutOfSharedMemory
 from ..shm.message import IN_REGION, ErrorCode
-from .guarded_copy import Lost, Window
+from .bus_guard import GuardedMapping
 from .memory import StubMemory
 from .tensor import Tensor
+from .window import Lost, Window
+
+_ALIGNMENT = 64
+"""Of the first element of an array, as DLPack wants it."""
+_VIEWS = 4
+"""So many views of the same bytes may there be at a time; those beyond are of copies."""
 
 Place = Tuple[int, int, int]
 """(region, offset, nbytes)."""
@@ -30,6 +38,46 @@ class Region(NamedTuple):
 
     name: str
     window: Window
+
+
+class Look(NamedTuple):
+    """A view that a model has of a region; ``end``: of the bytes, in the window. ``what``: to be named in an error."""
+
+    region: Region
+    mapping: GuardedMapping
+    address: int
+    offset: int
+    nbytes: int
+    what: str
+
+    def check(self) -> None:
+        """Raises Refused if not everything that the model saw was the client's."""
+        try:
+            self.region.window.check(self.offset, self.nbytes)
+        except Lost:
+            pass
+        else:
+            if not self.mapping.lost:
+                return
+        raise Refused(ErrorCode.INVALID_ARG, _lost(self.region, self.what))
+
+    def keep(self) -> None:
+        """The model keeps it: from now on it has bytes of its own."""
+        with suppress(OSError):  # no memory: then it sees what the client does
+            self.mapping.freeze(self.address, self.address + self.nbytes)
+
+
+class InRegions(NamedTuple):
+    """What of a request lies in regions. ``looks``: for each block of inputs in one, the view of it, or None for a copy."""
+
+    looks: List[Optional[Look]]
+    writes: Writes
+
+    def check(self) -> None:
+        """Raises Refused if not everything that the model saw was the client's."""
+        for look in self.looks:
+            if look is not None:
+                look.check()
 
 
 class Refused(Exception):
@@ -57,8 +105,8 @@ class ClientRegions:
         self._inputs = inputs
         self._outputs = outputs
 
-    def read(self, reads: Sequence[Place], inputs: Sequence[Tuple[Any, ...]], first: int) -> List[np.ndarray]:
-        """Copies of the places that a request names.
+    def read(self, reads: Sequence[Place], inputs: Sequence[Tuple[Any, ...]], first: int) -> Tuple[List[np.ndarray], List[Optional[Look]]]:
+        """The places that a request names, UINT8, each a view or a copy.
 
         Args:
             inputs: of the request, as a message has them; in which ``first`` is the number of the first place.
@@ -66,26 +114,46 @@ class ClientRegions:
         Raises:
             Refused: something is not there, there is no room for it, or it is not what the request says.
         """
-        bases = []
+        bases: List[np.ndarray] = []
+        looks: List[Optional[Look]] = []
+        strings = {block for _, dtype, _, block, _, _ in inputs if dtype == BYTES.code}
         for number, (region_id, offset, nbytes) in enumerate(reads, first):
             region = self._fetch(region_id)
+            names = [self._inputs[index] for index, _, _, block, _, _ in inputs if block == number]
+            what = f"input '{names[0]}'" if names else "an input"
             try:
-                base = self._memory.take_in(nbytes)
-                region.window.read(offset, _address(base), nbytes)
+                found = None
+                if nbytes >= LARGE_BYTES and number not in strings and region.window.place(offset) % _ALIGNMENT == 0:
+                    found = self._view(region, offset, nbytes, what)
+                base, look = found or (self._memory.take_in(nbytes), None)
+                if look is None:
+                    region.window.read(offset, base)
             except Lost:
-                names = [self._inputs[index] for index, _, _, block, _, _ in inputs if block == number]
-                raise Refused(ErrorCode.INVALID_ARG, _lost(region, f"input '{names[0]}'" if names else "an input")) from None
+                raise Refused(ErrorCode.INVALID_ARG, _lost(region, what)) from None
             except OutOfSharedMemory as error:
                 text = f"the inputs of a request to model '{self._model}' find no room: {error}"
                 raise Refused(ErrorCode.UNAVAILABLE, text) from None
             bases.append(base)
+            looks.append(look)
         for index, dtype, shape, block, offset, nbytes in inputs:
             if dtype == BYTES.code and block >= first:
                 wire = memoryview(bases[block - first])[offset : offset + nbytes]
                 wrong = bytes_codec.mismatch(wire, element_count(shape), self._inputs[index], self._model)
                 if wrong:
                     raise Refused(ErrorCode.INVALID_ARG, wrong)
-        return bases
+        return bases, looks
+
+    def _view(self, region: Region, offset: int, nbytes: int, what: str) -> Optional[Tuple[np.ndarray, Look]]:
+        window = region.window
+        window.check(offset, nbytes)
+        for index in range(_VIEWS):
+            mapping = window.private(index)
+            if mapping is None:
+                break
+            base = self._memory.view_client(mapping.memory, window.place(offset), nbytes)
+            if base is not None:
+                return base, Look(region, mapping, _address(base), offset, nbytes, what)
+        return None
 
     def check(self, tensors: Sequence[Tuple[int, Tensor]], writes: Writes) -> None:
         """Checks that every output finds room in its region.
@@ -118,7 +186,7 @@ class ClientRegions:
             frozen: Optional[Any] = tensor._frozen
             data = tensor._wire() if frozen is None else np.frombuffer(frozen, np.uint8)
             try:
-                region.window.write(offset, _address(data), tensor._nbytes)
+                region.window.write(offset, data)
             except (Lost, OutOfSharedMemory):
                 raise Refused(ErrorCode.INVALID_ARG, _lost(region, f"output '{self._outputs[index]}'")) from None
             described.append((index, tensor._dtype.code, tensor._shape, IN_REGION, 0, tensor._nbytes))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Optional, Set
 from ..shm.errors import OutOfSharedMemory
 from ..shm.message import EMPTY, FAILURE, FINAL, ErrorCode
 from ..shm.ring import OPEN_REQUESTS
-from .client_regions import Refused, Writes
+from .client_regions import InRegions, Refused
 from .error import TritonModelException
 from .placing import NOTHING, Placing
 
@@ -30,7 +30,7 @@ _UNANSWERED = "execute returned None for the request, and no response sender ans
 class Exchange:
     """``closed``: nothing more may be sent. ``sent``: a response was. Both change under the lock of the outbox."""
 
-    __slots__ = ("_cancelled", "closed", "key", "reschedule", "sent", "wanted", "writes")
+    __slots__ = ("_cancelled", "closed", "in_regions", "key", "reschedule", "sent", "wanted")
 
     outbox: ClassVar[Outbox]
     placing: ClassVar[Placing]
@@ -38,10 +38,10 @@ class Exchange:
     held_flags: ClassVar[memoryview]
     decoupled: ClassVar[bool] = False
 
-    def __init__(self, key: int, wanted: Set[str], writes: Optional[Writes] = None) -> None:
+    def __init__(self, key: int, wanted: Set[str], in_regions: Optional[InRegions] = None) -> None:
         self.key = key
         self.wanted = wanted
-        self.writes = writes
+        self.in_regions = in_regions
         self.closed = False
         self.sent = False
         self.reschedule = False
@@ -68,7 +68,7 @@ class Exchange:
         try:
             if response is not None:
                 try:
-                    answer = self.placing.answer(response, self.wanted, goes_on=True, writes=self.writes)
+                    answer = self.placing.answer(response, self.wanted, goes_on=True, in_regions=self.in_regions)
                 except Refused as refusal:
                     flags |= FAILURE
                     answer = refusal.answer

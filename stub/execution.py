@@ -13,7 +13,7 @@ import numpy as np
 
 from ..shm.dtype import BY_CODE
 from ..shm.message import EMPTY, FAILURE, FINAL, RESCHEDULE, RETURNED, ErrorCode
-from .client_regions import ClientRegions, Refused, Writes
+from .client_regions import ClientRegions, InRegions, Refused
 from .error import TritonModelException, headline
 from .exchange import Exchange
 from .memory import StubMemory
@@ -70,24 +70,26 @@ class Executions:
         refused: Dict[int, Answer] = {}
         for key, borrowed, blocks, inputs, extras, regions in batch:
             bases = memory.borrow(blocks) if borrowed else memory.receive(blocks)
-            writes: Optional[Writes] = None
+            in_regions: Optional[InRegions] = None
             if regions:
                 try:
-                    bases += self.regions.read(regions[0], inputs, len(blocks))
+                    read, looks = self.regions.read(regions[0], inputs, len(blocks))
                 except Refused as refusal:
                     refused[key] = refusal.answer
                     continue
-                writes = {index: (region, offset, nbytes) for index, region, offset, nbytes in regions[1]}
+                bases += read
+                del read
+                in_regions = InRegions(looks, {index: (region, offset, nbytes) for index, region, offset, nbytes in regions[1]})
             refs.append([weakref.ref(base) for base in bases])
             plan = self._plans.get(inputs) or self._plan(inputs)
             tensors = [Tensor._over(name, dtype, shape, bases[i], start, size) for name, dtype, shape, i, start, size in plan]
             if extras:
                 requested = extras[1]
                 wanted = self._all_outputs if requested is None else {self._outputs[i] for i in requested}
-                exchange = Exchange(key, wanted, writes)
+                exchange = Exchange(key, wanted, in_regions)
                 requests.append(InferenceRequest._received(tensors, exchange, extras[0], *extras[2:]))
             else:
-                exchange = Exchange(key, self._all_outputs, writes)
+                exchange = Exchange(key, self._all_outputs, in_regions)
                 requests.append(InferenceRequest._received(tensors, exchange))
             exchanges.append(exchange)
         if refused:
@@ -132,7 +134,7 @@ class Execution:
             responses = check_returned(values.pop(), self.exchanges, self._common.instance)
             for response, exchange in zip(responses, self.exchanges):
                 try:
-                    answers.append(None if response is None else placing.answer(response, exchange.wanted, False, exchange.writes))
+                    answers.append(None if response is None else placing.answer(response, exchange.wanted, False, exchange.in_regions))
                 except Refused as refusal:
                     failed.add(exchange.key)
                     answers.append(refusal.answer)
@@ -211,9 +213,12 @@ class Execution:
         for i, ref in enumerate(self._refs[index]):
             base: Optional[np.ndarray] = ref()
             if base is not None and i >= len(blocks):
-                # A copy of what lies in a region of the client's is nobody's to be given back.
-                key = memory.key_of(base)
-                if key in answer[0]:
+                # What lies in a region of the client's is nobody's to be given back.
+                in_regions = self.exchanges[index].in_regions
+                look = in_regions.looks[i - len(blocks)] if in_regions is not None else None
+                if look is not None:
+                    look.keep()
+                elif (key := memory.key_of(base)) in answer[0]:
                     memory.detach(answer[0], key, base)
             elif base is not None and memory.let_go(blocks[i], base):
                 kept.append(i)

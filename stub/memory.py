@@ -36,6 +36,9 @@ _PAGE = mmap.PAGESIZE
 _PRIVATE_VIEWS = 4
 """So many views of one borrowed block may there be at a time; those beyond are of copies."""
 
+_CLIENT = -1
+"""In place of a segment: memory of a client's, which nobody else can be told of."""
+
 BlockKey = Tuple[int, int]
 Place = Tuple[int, int, int]
 """(segment, offset, bytes) of a block that was received."""
@@ -115,6 +118,17 @@ class StubMemory:
             OutOfSharedMemory: no room.
         """
         return self._new(nbytes, is_input=True)
+
+    def view_client(self, mapping: mmap.mmap, offset: int, nbytes: int) -> Optional[np.ndarray]:
+        """A client's bytes in a copy-on-write mapping, UINT8 [nbytes]; None if pages of theirs are viewed in that mapping already, where
+        what is written to one must not be seen in another."""
+        base = np.ndarray((nbytes,), np.uint8, mapping, offset)
+        start = base.__array_interface__["data"][0]
+        first, end = start - start % _PAGE, start + nbytes
+        for home in list(self._homes.values()):
+            if home.private is mapping and home.start < end + -end % _PAGE and first < home.end + -home.end % _PAGE:
+                return None
+        return base if self._settle_in(base, (_CLIENT, offset - start % _PAGE), None, private=mapping) else None
 
     def key_of(self, base: np.ndarray) -> BlockKey:
         """Of what ``take_in`` made."""
@@ -269,7 +283,7 @@ class StubMemory:
         """Where in shared memory these bytes lie, if they do and others see there what the model sees."""
         for home in list(self._homes.values()):  # not tuple(), within which garbage may be collected, and so homes left
             if home.start <= start and start + nbytes <= home.end:
-                return None if self._is_written(home, start, nbytes) else home
+                return None if home.key[0] == _CLIENT or self._is_written(home, start, nbytes) else home
         return None
 
     def _is_written(self, home: _Home, start: int, nbytes: int) -> bool:
@@ -357,7 +371,7 @@ class StubMemory:
         if self._homes.get(home.start) is not home:
             return
         if home.private is not None and self._is_written(home, home.start, home.end - home.start):
-            home.private.madvise(mmap.MADV_DONTNEED, home.key[1], home.end - home.start)
+            home.private.madvise(mmap.MADV_DONTNEED, home.key[1], home.start % _PAGE + home.end - home.start)
         # Last: that the view is gone is known to others before this, and the block may be back already.
         self._homes.pop(home.start, None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
-from .client_regions import ClientRegions, Refused, Writes
+from .client_regions import ClientRegions, InRegions, Refused
 from .memory import StubMemory
 from .response import InferenceResponse
 from .tensor import Tensor
@@ -31,16 +31,16 @@ class Placing:
         self._warn = warn
         self._unknown: Set[str] = set()
 
-    def answer(self, response: InferenceResponse, wanted: Set[str], goes_on: bool, writes: Optional[Writes] = None) -> Answer:
+    def answer(self, response: InferenceResponse, wanted: Set[str], goes_on: bool, in_regions: Optional[InRegions] = None) -> Answer:
         """Places the outputs of ``response`` whose names are in ``wanted``.
 
         Args:
             goes_on: the model may still change what it sends, because ``execute`` is not over.
-            writes: the outputs that go to regions of the client's.
+            in_regions: what of the request lies in regions of the client's.
 
         Raises:
             OutOfSharedMemory: no room.
-            Refused: an output does not go to its region.
+            Refused: an output does not go to its region, or the client took an input away.
         """
         error = response._error
         if error is not None:
@@ -50,19 +50,22 @@ class Placing:
         if len(tensors) != len(response._output_tensors):
             self._note_unknown(response)
         parameters = "" if response._parameters == "{}" else response._parameters
-        if writes:
-            return self._to_regions(tensors, goes_on, writes, parameters)
+        if in_regions is not None:
+            return self._to_regions(tensors, goes_on, in_regions, parameters)
         blocks, described = self._memory.place(tensors, goes_on)
         return blocks, described, (), parameters
 
-    def _to_regions(self, tensors: List[Tuple[int, Tensor]], goes_on: bool, writes: Writes, parameters: str) -> Answer:
+    def _to_regions(self, tensors: List[Tuple[int, Tensor]], goes_on: bool, in_regions: InRegions, parameters: str) -> Answer:
+        writes = in_regions.writes
         here = [(index, tensor) for index, tensor in tensors if index not in writes]
         there = [(index, tensor) for index, tensor in tensors if index in writes]
         blocks: List[Any] = []
         try:
             self._regions.check(there, writes)
             blocks, described = self._memory.place(here, goes_on)
-            return blocks, described + self._regions.write(there, writes), (), parameters
+            described += self._regions.write(there, writes)
+            in_regions.check()
+            return blocks, described, (), parameters
         except Refused:
             self._memory.take_back(blocks)
             raise

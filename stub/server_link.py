@@ -16,7 +16,7 @@ from ..shm.errors import OutOfSharedMemory, PeerGone, ProtocolError
 from ..shm.segment import EAGER_BYTES, Segment, SegmentTable
 from .client_regions import Region
 from .error import TritonModelException
-from .guarded_copy import Window
+from .window import Window
 
 _ANSWER_SECONDS = 30.0
 """How long the parent's loop may take to send a segment that it has announced."""
