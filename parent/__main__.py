@@ -1,6 +1,6 @@
 """``python -m stublet.parent`` is the command ``stublet``."""
 
-from .cli.main import main
+from .cli import main
 
 if __name__ == "__main__":
     main()

@@ -7,12 +7,11 @@ import os
 import socket
 import subprocess
 import sys
-from typing import Dict, NamedTuple
+from typing import NamedTuple
+
+from .libc import copy_tuning
 
 _END_SECONDS = 5.0
-
-_CACHE_SIZE = "/sys/devices/system/cpu/cpu0/cache/index3/size"
-_STREAMING_COPY = "glibc.cpu.x86_non_temporal_threshold"
 
 
 class ForkServer(NamedTuple):
@@ -31,7 +30,7 @@ class ForkServer(NamedTuple):
                 [sys.executable, main, "--spawner", str(far.fileno())],
                 pass_fds=[far.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **_tuning()},
+                env={**os.environ, **copy_tuning()},
             )
         return cls(process, near)
 
@@ -43,21 +42,6 @@ class ForkServer(NamedTuple):
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-
-
-def _tuning() -> Dict[str, str]:
-    """Makes large copies go past the cache, from a quarter of it on. That is glibc's own rule since 2.38; earlier ones, in a virtual machine,
-    take the cache for that of the whole host, and 16 MiB then take a fifth longer. Other machines and libraries do not know the name."""
-    chosen = os.environ.get("GLIBC_TUNABLES", "")
-    try:
-        with open(_CACHE_SIZE) as file:
-            size = file.read().strip()
-    except OSError:
-        return {}
-    if _STREAMING_COPY in chosen or not size.endswith("K"):
-        return {}
-    tunable = f"{_STREAMING_COPY}={int(size[:-1]) * 1024 // 4}"
-    return {"GLIBC_TUNABLES": f"{chosen}:{tunable}" if chosen else tunable}
 
 
 def stub_directory() -> str:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Optional, Set
 
 import uvloop
 
-from .cli.main import EXIT_FAILED, EXIT_OK
+from .cli.commands import EXIT_FAILED, EXIT_OK
 from .core import Core
 from .fork_server import ForkServer
 from .http.front_end import HttpFrontEnd
 from .http.protocol import ForwardingProtocol, InferProtocol
 from .http.server import HttpServer
-from .malloc import keep_large_blocks
+from .libc import keep_large_blocks
 from .metrics.server import MetricsServer
 from .options import OptionError, ServerOptions
 from .repository import RepositoryError

@@ -10,8 +10,8 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 import click
 
 from .client import connection_options
+from .commands import EXIT_FAILED
 from .http_client import ClientError
-from .main import EXIT_FAILED
 
 
 class _Named(click.ParamType):

@@ -13,8 +13,8 @@ import click
 
 from ..status_table import plain_lines, rich_table
 from .client import connection_options
+from .commands import EXIT_FAILED, EXIT_OK
 from .http_client import ClientError, HttpClient
-from .main import EXIT_FAILED, EXIT_OK
 from .ps_report import Listing, as_json, fetch
 
 _SHOW_CURSOR = b"\x1b[?25h"

@@ -9,8 +9,8 @@ from typing import Dict
 import click
 import pytest
 from click.testing import CliRunner
+from stublet.parent.cli.commands import cli
 from stublet.parent.cli.ignored_options import IGNORED
-from stublet.parent.cli.main import cli
 from stublet.parent.cli.serve import serve
 from stublet.parent.cli.trace_flags import FORMER
 

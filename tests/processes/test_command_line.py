@@ -11,6 +11,7 @@ import pytest
 from http_wire import request
 from model_repository import write_model
 from server_process import run_serve, until
+from stublet.parent.libc import copy_tuning
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,12 @@ def test_the_table_and_the_log(repository: Path, serve: Any) -> None:
     with server.wire() as wire:
         assert wire.ask(request("GET", "/v2")).json()["name"] == "name of mine"
     server.stop()
+
+
+def test_the_server_copies_as_is_best(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    environment = Path(f"/proc/{serve().pid}/environ").read_text().split("\0")
+    assert [one for one in environment if one.startswith("GLIBC_TUNABLES=")] == [f"{key}={value}" for key, value in copy_tuning().items()]
 
 
 def test_options_that_mean_nothing_here(repository: Path, serve: Any) -> None:

@@ -1,4 +1,4 @@
-"""The command ``stublet``. Each of its commands is imported when it is asked for."""
+"""The group of commands. Each of them is imported when it is asked for."""
 
 from __future__ import annotations
 
@@ -55,8 +55,3 @@ def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> 
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print versions and exit.")
 def cli() -> None:
     """Serves models written for Triton Inference Server's Python backend, without Triton."""
-
-
-def main() -> None:
-    """Entry point of the command."""
-    cli(prog_name="stublet")
