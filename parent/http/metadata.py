@@ -21,14 +21,8 @@ class MetadataApi:
     def __init__(self, core: Core) -> None:
         self._core = core
         self.routes: List[Route] = [
-            Route("GET", "/v2/health/live", "health", self._live, Operation("Whether the server answers", schemas.LIVE)),
-            Route(
-                "GET",
-                "/v2/health/ready",
-                "health",
-                self._ready,
-                Operation("Whether every model serves", schemas.READY, statuses=_NOT_READY),
-            ),
+            Route("GET", "/v2/health/live", "health", self._live, Operation("Whether the server answers", statuses=_NOT_READY)),
+            Route("GET", "/v2/health/ready", "health", self._ready, Operation("Whether every model serves", statuses=_NOT_READY)),
             Route("GET", "/v2", "metadata", self._server, Operation("What the server is", schemas.SERVER)),
             Route("GET", MODEL + "/ready", "health", self._model_ready, Operation("Whether a model serves")),
             Route("GET", MODEL + "/config", "model-config", self._model_config, Operation("A model's configuration", schemas.OBJECT)),
@@ -36,14 +30,11 @@ class MetadataApi:
         ]
 
     async def _live(self, exchange: Exchange) -> None:
-        # Triton sends no body; this is the one of the Open Inference Protocol, which KServe's client reads.
-        await exchange.answer_json({"live": True})
+        # Without a body, as in Triton: with one, tritonclient's asynchronous client, which does not read it, would lose the connection.
+        await exchange.answer()
 
     async def _ready(self, exchange: Exchange) -> None:
-        if await self._core.check_ready():
-            await exchange.answer_json({"ready": True})
-        else:
-            await exchange.answer(status=400)
+        await exchange.answer(status=200 if await self._core.check_ready() else 400)
 
     async def _server(self, exchange: Exchange) -> None:
         await exchange.answer_json(self._core.metadata())

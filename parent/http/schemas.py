@@ -26,8 +26,6 @@ def record(required: Dict[str, Schema], **optional: Schema) -> Schema:
 
 ERROR = record({"error": STRING})
 
-LIVE = record({"live": BOOLEAN})
-READY = record({"ready": BOOLEAN})
 
 SERVER = record({"name": STRING, "version": STRING, "extensions": array(STRING)})
 

@@ -13,7 +13,7 @@ from server_process import DEADLINE, ServerProcess
 
 PROGRAM = Path(__file__).parent.parent / "kserve_client.py"
 ADDED = {"OUTPUT0": [list(range(1, 17))], "OUTPUT1": [list(range(-1, 15))]}
-HEALTH = {"live": True, "ready": True, "model ready": True, "other model ready": False}
+MODELS = {"model ready": True, "other model ready": False}
 UNKNOWN = "Request for unknown model: 'nope' is not found"
 
 
@@ -30,8 +30,16 @@ def told(example_server: ServerProcess) -> Dict[str, Any]:
 def test_rest(told: Dict[str, Any], example_server: ServerProcess) -> None:
     url = f"http://{example_server.address}/v2/models/nope/infer"
     error = f"{UNKNOWN}, '404 Not Found' for url '{url}'"
-    assert told["rest"] == {**HEALTH, "JSON": ADDED, "binary": ADDED, "binary output": ADDED, "id": "7", "error": error}
+    assert told["rest"] == {**MODELS, "JSON": ADDED, "binary": ADDED, "binary output": ADDED, "id": "7", "error": error}
 
 
 def test_grpc(told: Dict[str, Any]) -> None:
-    assert told["grpc"] == {**HEALTH, "typed": ADDED, "raw": ADDED, "id": "7", "error": f"NOT_FOUND: {UNKNOWN}"}
+    assert told["grpc"] == {
+        "live": True,
+        "ready": True,
+        **MODELS,
+        "typed": ADDED,
+        "raw": ADDED,
+        "id": "7",
+        "error": f"NOT_FOUND: {UNKNOWN}",
+    }
