@@ -84,6 +84,12 @@ def identity_fp32(size: int) -> InferRequest:
     return build_request("identity_fp32", {"INPUT0": tensor}, {"OUTPUT0": tensor})
 
 
+def identity_batch() -> InferRequest:
+    """One FP32[1, 4] in and out, of a model with dynamic batching."""
+    tensor = _fp32(np.random.default_rng(4).random((1, 4), dtype=np.float32))
+    return build_request("identity_batch", {"INPUT0": tensor}, {"OUTPUT0": tensor})
+
+
 def identity_bytes(varying: bool) -> InferRequest:
     """1,000 strings in and out: of 100 bytes each, or of 0 to 200 with a mean of exactly 100."""
     random = np.random.default_rng(3)
@@ -98,6 +104,7 @@ def identity_bytes(varying: bool) -> InferRequest:
 LOAD_CASES: Sequence[LoadCase] = (
     *(LoadCase(f"small-{count}", add_sub, connections=count) for count in (1, 4, 16, 64)),
     *(LoadCase(f"large-{size}M", partial(identity_fp32, size * _MIB), large=True) for size in (1, 16, 64)),
+    *(LoadCase(f"batch-{count}", identity_batch, connections=count) for count in (16, 64)),
     LoadCase("bytes-equal", partial(identity_bytes, varying=False)),
     LoadCase("bytes-varying", partial(identity_bytes, varying=True)),
 )

@@ -120,7 +120,7 @@ async def _measure(core: Any, count: int) -> dict[str, list[int]]:
         news = News()
         with model.lock:
             instance.channel.drain(news)
-            model._hand_over(model._scheduler.finished(instance, news.returned))
+            model._hand_over(model._scheduler.finished(instance, news.returned, perf_counter_ns()))
         t5 = perf_counter_ns()
         ((answered, outcome, final),) = news.settled
         answered.respond(outcome, final)

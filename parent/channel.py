@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from ..shm.errors import OutOfSharedMemory, ProtocolError
 from ..shm.message import EMPTY, FAILURE, FINAL, FINALIZE, INDIRECT, NEWS, RESCHEDULE, RETURNED, WORK, decode_up, packer
@@ -79,18 +79,24 @@ class Channel:
 
     # Down
 
-    def hand(self, request: Request) -> bool:
-        """Puts a request in the next record; False if the stub has as many open requests as it may."""
+    def hand(self, batch: Sequence[Request]) -> bool:
+        """Puts requests that are to be executed together in the next record; False if the stub has as many open requests as it may."""
+        if len(self.in_flight) + len(batch) > OPEN_REQUESTS:
+            return False
+        self.expects = self.poll
+        described = self._described
+        self._batches.append((described(batch[0]),) if len(batch) == 1 else tuple(map(described, batch)))
+        return True
+
+    def _described(self, request: Request) -> Tuple[Any, ...]:
+        """A request as a message has it, from now on open."""
         key = self._next_key
         if self.in_flight and key - next(iter(self.in_flight)) >= OPEN_REQUESTS:
             # An old one is still open: its byte among the cancelled ones must not be given to another.
-            if len(self.in_flight) >= OPEN_REQUESTS:
-                return False
             taken = {open_key & _SLOT for open_key in self.in_flight}
             while key & _SLOT in taken:
                 key += 1
         self._next_key = key + 1
-        self.expects = self.poll
         request.key = key
         self.in_flight[key] = request
         blocks = []
@@ -102,8 +108,7 @@ class Channel:
         if request.regions is not None:
             loans.lend_regions(request.regions)
             regions = request.regions.message()
-        self._batches.append(((key, request.borrowed, blocks, request.inputs, request.extras, regions),))
-        return True
+        return key, request.borrowed, blocks, request.inputs, request.extras, regions
 
     def reply(self, call: int, outcome: Optional[Outcome], final: bool) -> None:
         """Puts an outcome of a call in the next record."""
@@ -296,7 +301,11 @@ class Channel:
             if request.returned:
                 raise ProtocolError(f"the execution of request {key} is over twice")
             request.returned = True
-            news.returned += 1
+            batch = request.batch
+            if batch is not None:
+                batch.left -= 1
+            if batch is None or not batch.left:
+                news.returned += 1
             self.poll.waited(nanoseconds + HAND_OVER_NS)
             self.loans.take_back(request.blocks, kept)
         if request.finished and request.returned:

@@ -34,6 +34,11 @@ class ComputeTimes:
                 request.begun_ns = submitted if concurrent else max(submitted, self.free_ns)
             if not request.computed_ns and (flags & FINAL or not self._model.decoupled):
                 request.computed_ns = now
+        elif request.batch is not None and request.batch.computed_ns:
+            # Those that are executed together have the times of the first of them that is told of.
+            if not request.computed_ns:
+                request.begun_ns = request.begun_ns or max(request.batch.begun_ns, submitted)
+                request.computed_ns = request.batch.computed_ns
         elif took > 0:
             # Comparisons, which cost a fraction of min and max: this is on the way of every request.
             begun = now - took
@@ -48,9 +53,12 @@ class ComputeTimes:
                 computed = now
             if not concurrent:
                 self.free_ns = computed
+            if request.batch is not None:
+                request.batch.begun_ns, request.batch.computed_ns = begun, computed
             if not request.computed_ns:
                 request.begun_ns = request.begun_ns or begun
                 request.computed_ns = computed
                 if not concurrent:
                     request.execute_ns = took
-                    self.latest = request
+                    if request.batch is None:  # else the others of its batch would have another time
+                        self.latest = request

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import threading
-from collections import deque
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
@@ -15,6 +14,8 @@ from ..shm.arena import Arena, Block
 from ..shm.errors import OutOfSharedMemory, ProtocolError
 from ..shm.segment import Segment
 from . import classification, model_config, repository
+from .batcher import DynamicBatcher
+from .batching import batching_of, describer, is_batched
 from .environments import environment
 from .errors import Cancelled, ServerError, Unavailable
 from .instance import Instance, LoadFailed
@@ -22,8 +23,9 @@ from .lifecycle import State
 from .log import about
 from .news import News
 from .repository import ModelFiles
-from .request import Outcome, Request, drop
-from .scheduler import DefaultScheduler, Dispatches
+from .request import Batch, Outcome, Request, drop
+from .response_order import ResponseOrder
+from .scheduler import Actions, DefaultScheduler, Reason, Scheduler
 from .statistics import Failure, ModelStatistics
 
 if TYPE_CHECKING:
@@ -73,7 +75,14 @@ class Model:
         self.statistics = ModelStatistics(self.decoupled, self.max_batch_size > 0, *server.options.metrics.latencies(config))
         self.memo: Dict[Any, Any] = {}
         """What a front end has worked out about this model and wants to remember; it goes with the model."""
-        self._scheduler: DefaultScheduler[Instance, Request] = DefaultScheduler(self.max_concurrent)
+        self._scheduler: Scheduler = DefaultScheduler(self.max_concurrent)
+        self._order: Optional[ResponseOrder[Request]] = None
+        if is_batched(config):
+            self._scheduler = DynamicBatcher(batching_of(config), describer(config), self.max_concurrent)
+            if config.dynamic_batching.preserve_ordering:
+                self._order = ResponseOrder()
+        self._order_lock = threading.RLock()
+        self._tick_at = 0
         self._dirty: List[Instance] = []
         self._flush_due = False
         self._stuck: Set[Instance] = set()
@@ -160,7 +169,7 @@ class Model:
         self.server.forget([segment.id for segment in self.segments])
 
     def _busy(self) -> bool:
-        return bool(self._scheduler.queue) or any(i.channel.in_flight and i.state is State.READY for i in self.instances)
+        return bool(self._scheduler.waiting) or any(i.channel.in_flight and i.state is State.READY for i in self.instances)
 
     # Requests
 
@@ -199,7 +208,9 @@ class Model:
                     request.failure = Failure.BACKEND
                     self.statistics.settled(request, None, True, request.submitted_ns, request.submitted_ns)
                 raise Unavailable(self.unavailable_text())
-            refused = self._hand_over(self._scheduler.enqueue(request))
+            if self._order is not None:
+                self._order.expect(request)
+            refused = self._hand_over(self._scheduler.enqueue(request, request.submitted_ns))
             if self._dirty:
                 self._flush_soon()
         self._settle(refused)
@@ -281,7 +292,7 @@ class Model:
                 instance.broken = True
                 self._loop.call_soon_threadsafe(instance.on_violation, str(error))
             if news.returned:
-                news.settled += self._hand_over(self._scheduler.finished(instance, news.returned))
+                news.settled += self._hand_over(self._scheduler.finished(instance, news.returned, perf_counter_ns()))
             elif instance.channel.has_releases:
                 self._dirty.append(instance)
             if self._dirty:
@@ -341,24 +352,67 @@ class Model:
         finally:
             self.end_polling(instance)
 
-    def _hand_over(self, dispatches: Dispatches[Instance, Request]) -> List[Settled]:
-        """Hands requests to instances; returns those that find no room."""
+    def _hand_over(self, actions: Actions) -> List[Settled]:
+        """Does what the scheduler says; returns the requests that are refused."""
+        batches, refusals = actions
         dirty = self._dirty
         refused: List[Settled] = []
-        todo = deque(dispatches)
-        while todo:
-            instance, request = todo.popleft()
-            request.instance = instance
-            if instance.channel.hand(request):
+        if refusals:
+            refused += [self._refuse(request, _why(request, reason)) for request, reason in refusals]
+        for instance, requests in batches:
+            if len(requests) == 1:
+                requests[0].instance, requests[0].batch = instance, None
+            else:
+                together = Batch(len(requests), sum(map(self._items, requests)))
+                for request in requests:
+                    request.instance, request.batch = instance, together
+            if instance.channel.hand(requests):
                 if instance not in dirty:
                     dirty.append(instance)
             else:
-                request.release()
-                request.answered = True
-                request.failure = Failure.REJECTED
-                refused.append((request, Unavailable(f"instance '{instance.name}' has as many open requests as it can have"), True))
-                todo.extend(self._scheduler.finished(instance, 1))
+                text = f"instance '{instance.name}' has as many open requests as it can have"
+                refused += [self._refuse(request, text) for request in requests]
+                refused += self._hand_over(self._scheduler.finished(instance, 1, perf_counter_ns()))
+        due = self._scheduler.due
+        if due is not None:
+            self._tick_later(due)
         return refused
+
+    def _items(self, request: Request) -> int:
+        return request.inputs[0][2][0] if self.max_batch_size > 0 and request.inputs else 1
+
+    def _refuse(self, request: Request, text: str) -> Settled:
+        request.release()
+        request.answered = True
+        request.failure = Failure.REJECTED
+        return request, Unavailable(text), True
+
+    def _tick_later(self, due: int) -> None:
+        """Has the scheduler look again, unless it will before that. Under the lock."""
+        if not self._tick_at or due < self._tick_at:
+            self._tick_at = due
+            if threading.get_ident() == self._loop_thread:
+                self._loop.call_soon(self._wait_for_tick, due)
+            else:
+                self._loop.call_soon_threadsafe(self._wait_for_tick, due)
+
+    def _wait_for_tick(self, due: int) -> None:
+        if due != self._tick_at:
+            return  # another one comes before
+        left = due - perf_counter_ns()
+        if left > _COARSE_NS:
+            # The loop's clock counts milliseconds; the rest is waited for turn by turn.
+            self._loop.call_later((left - _COARSE_NS) / 1e9, self._wait_for_tick, due)
+        elif left > 0:
+            os.sched_yield()
+            self._loop.call_soon(self._wait_for_tick, due)
+        else:
+            with self.lock:
+                self._tick_at = 0
+                refused = self._hand_over(self._scheduler.tick(perf_counter_ns()))
+                if self._dirty:
+                    self._flush_soon()
+            self._settle(refused)
 
     def _flush_soon(self) -> None:
         if threading.get_ident() != self._loop_thread:
@@ -420,7 +474,7 @@ class Model:
         with self.lock:
             self._live += 1
             instance.channel.times.free_ns = perf_counter_ns()
-            refused = self._hand_over(self._scheduler.add(instance))
+            refused = self._hand_over(self._scheduler.add(instance, perf_counter_ns()))
             self._flush()
         self._settle(refused)
 
@@ -446,13 +500,11 @@ class Model:
             settled, unstarted = instance.channel.abandon(Unavailable(instance.reason or "the model is being unloaded"))
             for request in unstarted:
                 request.instance = None
-            settled += self._hand_over(self._scheduler.remove(instance, unstarted))
+            settled += self._hand_over(self._scheduler.remove(instance, unstarted, perf_counter_ns()))
             self._flush()
-            queue = self._scheduler.queue
             if not self._live:
                 error = Unavailable(self.unavailable_text())
-                while queue:
-                    request = queue.popleft()
+                for request in self._scheduler.drop_all():
                     request.release()
                     request.answered = True
                     request.failure = Failure.BACKEND
@@ -460,6 +512,13 @@ class Model:
         self._settle(settled)
 
     def _settle(self, outcomes: List[Settled]) -> None:
+        if self._order is None:
+            self._tell(outcomes)
+        else:
+            with self._order_lock:
+                self._tell(self._order.settled(outcomes))
+
+    def _tell(self, outcomes: List[Settled]) -> None:
         decoupled = self.decoupled
         for request, outcome, final in outcomes:
             arrived = perf_counter_ns() if decoupled else 0
@@ -478,7 +537,7 @@ class Model:
         """How many requests wait to be executed."""
         with self.lock:
             handed = sum(instance.channel.waiting() for instance in self.instances if instance.state is State.READY)
-            return len(self._scheduler.queue) + handed
+            return self._scheduler.waiting + handed
 
     def memory(self) -> SharedMemory:
         """How much shared memory it has."""
@@ -501,6 +560,13 @@ class Model:
 Settled = Tuple[Request, Optional[Outcome], bool]
 
 
+def _why(request: Request, reason: Reason) -> str:
+    """Why the scheduler refuses a request, as Triton says it."""
+    request_id = request.extras[0] if request.extras and request.extras[0] else "<id_unknown>"
+    return f"[request id: {request_id}] {reason.value}"
+
+
+_COARSE_NS = 1_500_000
 _KILL_SECONDS = 5.0
 _REMEMBERED = 1024
 _STUCK_SECONDS = 0.002

@@ -13,6 +13,7 @@ from google.protobuf import json_format, text_format
 from google.protobuf.descriptor import FieldDescriptor
 
 from ..shm.dtype import BY_CONFIG_NAME, DataType
+from .batching import check_batching
 from .metrics.options import check_bounds
 
 
@@ -189,9 +190,10 @@ def check(config: Any, name: str) -> None:
     _check_tensors(config.output, "output", name)
     _check_parameters(config)
     try:
-        check_bounds(config)
+        check_bounds(config, name)
+        check_batching(config, name)
     except ValueError as error:
-        raise ConfigError(f"{error} (model '{name}')") from error
+        raise ConfigError(str(error)) from error
     for group in config.instance_group:
         if group.kind == messages.ModelInstanceGroup.KIND_GPU:
             raise ConfigError(

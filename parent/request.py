@@ -166,6 +166,21 @@ def drop(outcome: Optional[Outcome]) -> None:
         outcome.release()
 
 
+class Batch:
+    """Requests that are executed together. ``items``: batch items of all of them. ``left``: how many the stub has not returned.
+
+    ``begun_ns``, ``computed_ns``: as of a request, 0 until they are known. ``counted``: the execution is in the statistics."""
+
+    __slots__ = ("begun_ns", "computed_ns", "counted", "items", "left")
+
+    def __init__(self, requests: int, items: int) -> None:
+        self.left = requests
+        self.items = items
+        self.begun_ns = 0
+        self.computed_ns = 0
+        self.counted = False
+
+
 class Request:
     """One inference on its way.
 
@@ -179,8 +194,8 @@ class Request:
     """
 
     __slots__ = (
-        "answered", "begun_ns", "blocks", "borrowed", "computed_ns", "execute_ns", "extras", "failure", "finished", "input_ns", "inputs",
-        "instance", "key", "regions", "respond", "responded_ns", "responses", "returned", "submitted_ns", "trace",
+        "answered", "batch", "begun_ns", "blocks", "borrowed", "computed_ns", "execute_ns", "extras", "failure", "finished", "input_ns", "inputs",
+        "instance", "key", "priority", "regions", "respond", "responded_ns", "responses", "returned", "submitted_ns", "trace",
     )  # fmt: skip
 
     def __init__(
@@ -198,6 +213,10 @@ class Request:
         self.respond = respond
         self.borrowed = borrowed
         self.regions = regions
+        self.priority = 0
+        """As the client wants it: 1 is the highest, 0 the model's default."""
+        self.batch: Optional[Batch] = None
+        """Those that it is executed with, if it is not alone."""
         self.trace: Optional[Trace] = None
         """Is told what happens, if the request is traced."""
         self.answered = False

@@ -23,7 +23,7 @@ from .errors import Cancelled, ServerError
 from .metrics.latency import Histogram, Latencies
 
 if TYPE_CHECKING:
-    from .request import Outcome, Request
+    from .request import Batch, Outcome, Request
 
 MOST_RESPONSES = 1024
 """The responses of a decoupled model are counted apart up to this index, so that an endless stream does not fill the memory."""
@@ -173,7 +173,7 @@ class ModelStatistics:
         if final:
             notes = self._notes
             notes.append((
-                request.submitted_ns, request.begun_ns, request.computed_ns, now, request.input_ns, request.execute_ns, request.failure, request.inputs,
+                request.submitted_ns, request.begun_ns, request.computed_ns, now, request.input_ns, request.execute_ns, request.failure, request.inputs, request.batch,
             ))  # fmt: skip
             if len(notes) >= _NOTES:
                 self.count()
@@ -185,26 +185,38 @@ class ModelStatistics:
                 self._count(*self._notes.popleft())
 
     def _count(
-        self, submitted: int, begun: int, computed: int, now: int, input_ns: int, execute_ns: int, failure: Optional[Failure], inputs: Any
+        self,
+        submitted: int,
+        begun: int,
+        computed: int,
+        now: int,
+        input_ns: int,
+        execute_ns: int,
+        failure: Optional[Failure],
+        inputs: Any,
+        batch: Optional[Batch],
     ) -> None:
         infer_ns = output_ns = 0
         size = inputs[0][2][0] if self._batching and inputs else 1
         if computed:
-            # As long as a request is an execution of its own.
             infer_ns = computed - begun
             output_ns = now - computed
-            self.executions += 1
-            if 0 < execute_ns <= infer_ns:
-                self.round_trips += 1
-                self.round_trip_ns += infer_ns - execute_ns
             self.last_ns = submitted
-            batches = self._batches.get(size)
-            if batches is None:
-                batches = self._batches[size] = _Batches()
-            batches.count += 1
-            batches.input_ns += input_ns
-            batches.infer_ns += infer_ns
-            batches.output_ns += output_ns
+            if batch is None or not batch.counted:
+                self.executions += 1
+                if 0 < execute_ns <= infer_ns:
+                    self.round_trips += 1
+                    self.round_trip_ns += infer_ns - execute_ns
+                items = size if batch is None else batch.items
+                batches = self._batches.get(items)
+                if batches is None:
+                    batches = self._batches[items] = _Batches()
+                batches.count += 1
+                batches.input_ns += input_ns
+                batches.infer_ns += infer_ns
+                batches.output_ns += output_ns
+                if batch is not None:
+                    batch.counted = True
         total_ns = now - submitted + input_ns
         if failure is not None:
             self.failures[failure] += 1

@@ -78,7 +78,7 @@ class Stub:
 
     def hand(self, *requests: Request) -> None:
         for request in requests:
-            assert self.channel.hand(request)
+            assert self.channel.hand([request])
         self.channel.flush()
 
     def loan(self, offset: int, size: int = 100) -> Loan:

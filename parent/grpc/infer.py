@@ -79,7 +79,20 @@ class Plan:
     regions of the client's outputs go. ``prepared``: of responses.
     """
 
-    __slots__ = ("_parameters", "classes", "extras", "indices", "layout", "model", "order", "prepared", "sources", "strings", "writes")
+    __slots__ = (
+        "_parameters",
+        "classes",
+        "extras",
+        "indices",
+        "layout",
+        "model",
+        "order",
+        "prepared",
+        "priority",
+        "sources",
+        "strings",
+        "writes",
+    )
 
     def __init__(self, model: Model, head: Head, sizes: Sequence[int]) -> None:
         """Raises:
@@ -104,6 +117,7 @@ class Plan:
         for output in head.message.outputs:
             self._add_output(output)
         self._parameters = head.parameters
+        self.priority = head.parameters.priority
         self.extras = head.parameters.extras("", self.indices)
         self.prepared: Dict[OutputPlan, Pieces] = {}
 
@@ -229,7 +243,9 @@ class GrpcCodec:
             if isinstance(error, OutOfSharedMemory):
                 raise model.no_room(error) from error
             raise
-        return Request([(block, layout.nbytes)], layout.inputs, extras, respond, regions=regions)
+        request = Request([(block, layout.nbytes)], layout.inputs, extras, respond, regions=regions)
+        request.priority = plan.priority
+        return request
 
 
 def parts_of(message: bytes) -> InferRequestParts:

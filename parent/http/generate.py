@@ -134,6 +134,7 @@ class _Responses:
             raise model.no_room(error) from error
         request = Request([(block, parsed.layout.nbytes)], parsed.layout.inputs, parsed.extras, responses._settle)
         responses._request = request
+        request.priority = parsed.priority
         request.trace = trace
         responses._backlog.attach(request)
         model.submit(request)

@@ -34,6 +34,7 @@ class GenerateRequest(NamedTuple):
     layout: Layout
     data: Sequence[bytes]
     extras: Extras
+    priority: int
 
 
 def parse(model: Model, body: Union[bytes, bytearray], forwarded: Mapping[str, str]) -> GenerateRequest:
@@ -54,7 +55,7 @@ def parse(model: Model, body: Union[bytes, bytearray], forwarded: Mapping[str, s
     reader.read(_members(body, document, specs))
     layout = lay_out(model, reader.given)
     request_id = "" if _ID in specs else member(document, _ID, str, "string", "")
-    return GenerateRequest(request_id, layout, reader.data, reader.parameters.extras(request_id))
+    return GenerateRequest(request_id, layout, reader.data, reader.parameters.extras(request_id), reader.parameters.priority)
 
 
 def encode(model: Model, request_id: str, response: Response) -> bytes:

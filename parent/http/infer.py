@@ -231,4 +231,6 @@ def make_request(model: Model, header: InferHeader, block: Block, respond: Calla
         except ServerError:
             block.arena.dropped.append(block)
             raise
-    return Request([(block, layout.nbytes)], layout.inputs, header.extras, respond, regions=regions)
+    request = Request([(block, layout.nbytes)], layout.inputs, header.extras, respond, regions=regions)
+    request.priority = header.priority
+    return request

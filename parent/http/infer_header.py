@@ -38,12 +38,12 @@ class InferHeader:
     ``layout``: where the inputs go. ``literals``: (offset, bytes) of inputs given in the JSON itself. ``binary``: the inputs whose bytes
     follow, in order, ``binary_bytes`` in all. ``extras``: as a message has them. ``outputs``: None for all of them, as
     ``default_binary`` says. ``classified``: of some, classes are wanted. ``prepared``: what was worked out for responses to it.
-    ``writes``: the outputs that go to regions of the client's, with their indices in the configuration.
+    ``writes``: the outputs that go to regions of the client's, with their indices in the configuration. ``priority``: 0 for none.
     """
 
     __slots__ = (
-        "binary", "binary_bytes", "classified", "default_binary", "extras", "layout", "literals", "outputs", "prepared", "request_id", "strings",
-        "writes",
+        "binary", "binary_bytes", "classified", "default_binary", "extras", "layout", "literals", "outputs", "prepared", "priority", "request_id",
+        "strings", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +56,7 @@ class InferHeader:
         outputs: Optional[Dict[str, RequestedOutput]],
         default_binary: bool,
         writes: Sequence[Tuple[int, RegionSlice]] = (),
+        priority: int = 0,
     ) -> None:
         self.request_id = request_id
         self.layout = layout
@@ -68,6 +69,7 @@ class InferHeader:
         self.classified = any(output.classes for output in outputs.values()) if outputs else False
         self.default_binary = default_binary
         self.writes = writes
+        self.priority = priority
         self.prepared: Dict[OutputPlan, Tuple[bytes, List[Output]]] = {}
 
     def wants_binary(self, name: str) -> bool:
@@ -110,7 +112,7 @@ def parse_header(model: Model, data: Union[bytes, bytearray]) -> InferHeader:
     indices = output_indices(model, [name for name, _ in outputs])
     extras = parameters.extras(request_id, indices)
     writes = [(index, output.place) for index, (_, output) in zip(indices or (), outputs) if output.place is not None]
-    return InferHeader(request_id, layout, literals, binary, extras, dict(outputs) or None, default_binary, writes)
+    return InferHeader(request_id, layout, literals, binary, extras, dict(outputs) or None, default_binary, writes, parameters.priority)
 
 
 def _parse_input(model: Model, one: Any) -> Tuple[GivenInput, Optional[bytes]]:

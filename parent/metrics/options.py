@@ -91,7 +91,7 @@ def _bounds(config: Any) -> Tuple[float, ...]:
     return bounds
 
 
-def check_bounds(config: Any) -> None:
+def check_bounds(config: Any, name: str) -> None:
     """Checks the buckets that a configuration asks for.
 
     Raises:
@@ -99,4 +99,6 @@ def check_bounds(config: Any) -> None:
     """
     bounds = _bounds(config)
     if not all(map(isfinite, bounds)) or any(low >= high for low, high in zip(bounds, bounds[1:])):
-        raise ValueError(f"model_metrics: the buckets of {FIRST_RESPONSE} must be finite, and each above the one before it")
+        raise ValueError(
+            f"model_metrics: the buckets of {FIRST_RESPONSE} must be finite, and each above the one before it (model '{name}')"
+        )

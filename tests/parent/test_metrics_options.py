@@ -80,10 +80,10 @@ def test_a_model_may_have_its_own_buckets() -> None:
     other, _ = on.latencies(config(1, 2.5, family="nv_other"))
     assert own is not None and own.bounds == (1, 2.5)
     assert other is not None and other.bounds == (100, 500, 2000, 5000)
-    check_bounds(config(1, 2.5))
+    check_bounds(config(1, 2.5), "m")
 
 
 @pytest.mark.parametrize("buckets", [(2, 1), (1, 1), (1, float("inf")), (float("nan"),)])
 def test_wrong_buckets(buckets: List[float]) -> None:
     with pytest.raises(ValueError, match="must be finite, and each above the one before it"):
-        check_bounds(config(*buckets))
+        check_bounds(config(*buckets), "m")

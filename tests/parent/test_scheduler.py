@@ -2,26 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Dict, List
+from typing import Dict, List, Tuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from stublet.parent.scheduler import LOOKAHEAD, DefaultScheduler
+from stublet.parent.scheduler import LOOKAHEAD, Actions, DefaultScheduler
 
-Scheduler = DefaultScheduler[str, int]
+
+def pairs(actions: Actions) -> List[Tuple[str, int]]:
+    """(instance, request) of each batch, which is of one request."""
+    batches, refused = actions
+    assert not refused and all(len(batch) == 1 for _, batch in batches)
+    return [(instance, batch[0]) for instance, batch in batches]
+
+
+class Scheduler:
+    """The default scheduler, to which time means nothing, and whose batches are told as pairs."""
+
+    def __init__(self, capacity: int = 1) -> None:
+        self._scheduler: DefaultScheduler[str, int] = DefaultScheduler(capacity)
+        self.queue = self._scheduler.queue
+        self.retire = self._scheduler.retire
+        self.withdraw = self._scheduler.withdraw
+
+    def add(self, instance: str) -> List[Tuple[str, int]]:
+        return pairs(self._scheduler.add(instance, 0))
+
+    def remove(self, instance: str, unstarted: List[int]) -> List[Tuple[str, int]]:
+        return pairs(self._scheduler.remove(instance, unstarted, 0))
+
+    def enqueue(self, request: int) -> List[Tuple[str, int]]:
+        return pairs(self._scheduler.enqueue(request, 0))
+
+    def finished(self, instance: str, batches: int) -> List[Tuple[str, int]]:
+        return pairs(self._scheduler.finished(instance, batches, 0))
 
 
 def test_a_request_waits_for_an_instance() -> None:
-    scheduler: Scheduler = DefaultScheduler()
+    scheduler = Scheduler()
     assert scheduler.enqueue(1) == []
     assert scheduler.enqueue(2) == []
     assert scheduler.add("a") == [("a", 1), ("a", 2)]
 
 
 def test_a_lone_instance_is_handed_several() -> None:
-    scheduler: Scheduler = DefaultScheduler()
+    scheduler = Scheduler()
     scheduler.add("a")
     handed = [dispatch for number in range(LOOKAHEAD + 3) for dispatch in scheduler.enqueue(number)]
     assert handed == [("a", number) for number in range(LOOKAHEAD)]
@@ -29,7 +56,7 @@ def test_a_lone_instance_is_handed_several() -> None:
 
 
 def test_several_instances_are_handed_one_each() -> None:
-    scheduler: Scheduler = DefaultScheduler()
+    scheduler = Scheduler()
     scheduler.add("a")
     scheduler.add("b")
     handed = [dispatch for number in range(4) for dispatch in scheduler.enqueue(number)]
@@ -39,7 +66,7 @@ def test_several_instances_are_handed_one_each() -> None:
 
 
 def test_the_warm_instance_is_taken_first() -> None:
-    scheduler: Scheduler = DefaultScheduler()
+    scheduler = Scheduler()
     scheduler.add("a")
     scheduler.add("b")
     ((first, _),) = scheduler.enqueue(0)
@@ -49,7 +76,7 @@ def test_the_warm_instance_is_taken_first() -> None:
 
 
 def test_what_a_dead_instance_had_not_started_is_next() -> None:
-    scheduler: Scheduler = DefaultScheduler()
+    scheduler = Scheduler()
     scheduler.add("a")
     for number in range(LOOKAHEAD + 2):
         scheduler.enqueue(number)
@@ -59,7 +86,7 @@ def test_what_a_dead_instance_had_not_started_is_next() -> None:
 
 
 def test_a_survivor_takes_over() -> None:
-    scheduler: Scheduler = DefaultScheduler()
+    scheduler = Scheduler()
     scheduler.add("a")
     scheduler.add("b")
     ((first, _),) = scheduler.enqueue(0)
@@ -78,7 +105,7 @@ def handed_to(dispatches: List[tuple[str, int]]) -> List[str]:
 
 @pytest.mark.parametrize("capacity", [2, 5])
 def test_each_instance_is_handed_as_many_as_it_executes(capacity: int) -> None:
-    scheduler: Scheduler = DefaultScheduler(capacity)
+    scheduler = Scheduler(capacity)
     scheduler.add("a")
     scheduler.add("b")
     handed = [dispatch for number in range(2 * capacity + 3) for dispatch in scheduler.enqueue(number)]
@@ -89,7 +116,7 @@ def test_each_instance_is_handed_as_many_as_it_executes(capacity: int) -> None:
 
 
 def test_the_one_with_less_to_do_is_handed_the_next() -> None:
-    scheduler: Scheduler = DefaultScheduler(4)
+    scheduler = Scheduler(4)
     scheduler.add("a")
     scheduler.add("b")
     handed = [dispatch for number in range(4) for dispatch in scheduler.enqueue(number)]
@@ -100,7 +127,7 @@ def test_the_one_with_less_to_do_is_handed_the_next() -> None:
 
 
 def test_a_retired_instance_gets_nothing_more() -> None:
-    scheduler: DefaultScheduler[str, int] = DefaultScheduler()
+    scheduler = Scheduler()
     for name in "ab":
         scheduler.add(name)
     assert scheduler.enqueue(1) == [("b", 1)]
@@ -114,7 +141,7 @@ def test_a_retired_instance_gets_nothing_more() -> None:
 
 @pytest.mark.parametrize("capacity", [2, LOOKAHEAD, LOOKAHEAD + 5])
 def test_a_lone_instance_is_handed_at_least_what_it_executes(capacity: int) -> None:
-    scheduler: Scheduler = DefaultScheduler(capacity)
+    scheduler = Scheduler(capacity)
     for number in range(100):
         scheduler.enqueue(number)
     at_once = max(LOOKAHEAD, capacity)
@@ -124,7 +151,7 @@ def test_a_lone_instance_is_handed_at_least_what_it_executes(capacity: int) -> N
 
 def test_what_a_lone_instance_was_handed_beforehand_is_its_own() -> None:
     """Another instance that comes later takes what is in the queue; the first is handed nothing before it has room again."""
-    scheduler: Scheduler = DefaultScheduler(2)
+    scheduler = Scheduler(2)
     scheduler.add("a")
     for number in range(LOOKAHEAD + 4):
         scheduler.enqueue(number)
@@ -138,7 +165,7 @@ def test_what_a_lone_instance_was_handed_beforehand_is_its_own() -> None:
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_a_request_in_the_queue_can_be_withdrawn(which: int) -> None:
-    scheduler: Scheduler = DefaultScheduler()
+    scheduler = Scheduler()
     for number in range(3):
         scheduler.enqueue(number)
     assert scheduler.withdraw(which) is True
@@ -147,7 +174,7 @@ def test_a_request_in_the_queue_can_be_withdrawn(which: int) -> None:
 
 
 def test_a_request_that_was_handed_over_cannot_be_withdrawn() -> None:
-    scheduler: Scheduler = DefaultScheduler()
+    scheduler = Scheduler()
     scheduler.add("a")
     scheduler.enqueue(0)
     assert scheduler.withdraw(0) is False and scheduler.withdraw(1) is False
@@ -160,7 +187,7 @@ class Scheduling(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler: Scheduler = DefaultScheduler()
+        self.scheduler = Scheduler()
         self.capacity = 1
         self.running: Dict[str, List[int]] = {}
         self.waiting: List[int] = []
@@ -174,7 +201,7 @@ class Scheduling(RuleBasedStateMachine):
 
     @initialize(capacity=st.sampled_from([1, 2, 3, LOOKAHEAD + 4]))
     def choose(self, capacity: int) -> None:
-        self.scheduler = DefaultScheduler(capacity)
+        self.scheduler = Scheduler(capacity)
         self.capacity = capacity
 
     @precondition(lambda self: self.waiting)
@@ -238,7 +265,7 @@ TestScheduling = Scheduling.TestCase
 @pytest.mark.parametrize("capacity", [1, 3])
 @given(counts=st.lists(st.integers(1, 40), max_size=10))
 def test_everything_is_served_once(instances: int, capacity: int, counts: List[int]) -> None:
-    scheduler: Scheduler = DefaultScheduler(capacity)
+    scheduler = Scheduler(capacity)
     for number in range(instances):
         scheduler.add(str(number))
     served: List[int] = []

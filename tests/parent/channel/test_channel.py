@@ -209,7 +209,7 @@ def test_no_two_open_requests_share_a_byte(decoupled: Stub) -> None:
     keys = []
     for _ in range(OPEN_REQUESTS + 10):
         request = decoupled.request()
-        assert decoupled.channel.hand(request)
+        assert decoupled.channel.hand([request])
         decoupled.channel._batches.clear()
         assert request.key & (OPEN_REQUESTS - 1) not in (0, 2)
         keys.append(request.key)
@@ -226,15 +226,15 @@ def test_no_two_open_requests_share_a_byte(decoupled: Stub) -> None:
 def test_a_stub_has_only_so_many_open_requests(decoupled: Stub) -> None:
     requests = [decoupled.request() for _ in range(OPEN_REQUESTS)]
     for request in requests:
-        assert decoupled.channel.hand(request)
+        assert decoupled.channel.hand([request])
     refused = decoupled.request()
-    assert not decoupled.channel.hand(refused)
+    assert not decoupled.channel.hand([refused])
     assert len({request.key & (OPEN_REQUESTS - 1) for request in requests}) == OPEN_REQUESTS
     decoupled.say(result(requests[5000].key))
-    assert decoupled.channel.hand(refused)
+    assert decoupled.channel.hand([refused])
     assert refused.key & (OPEN_REQUESTS - 1) == requests[5000].key
     assert refused.key > requests[-1].key
-    assert not decoupled.channel.hand(decoupled.request())
+    assert not decoupled.channel.hand([decoupled.request()])
 
 
 # ---- the end of a stub ----

@@ -51,7 +51,7 @@ def test_a_record_that_finds_no_room_in_the_arena_goes_later(plain: Stub, monkey
 
 
 def test_it_finishes_behind_everything_else(stub: Stub) -> None:
-    stub.channel.hand(stub.request())
+    stub.channel.hand([stub.request()])
     stub.channel.finalize()
     stub.channel.flush()
     stub.channel.flush()

@@ -1,0 +1,250 @@
+"""Dynamic batching by real instances, over both protocols: who is executed with whom, in which order, and who is refused (spec 5.4)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from http_wire import tensor
+from model_repository import write_model
+from server_process import ServerProcess, run_serve, serving, until
+
+COMPANY = """
+import json
+import os
+import time
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    '''Answers how many requests it was executed with, and their ids. While there is a file named "gate" it waits before it answers.'''
+
+    def initialize(self, args):
+        self.gate = json.loads(args["model_config"])["parameters"]["gate"]["string_value"]
+
+    def execute(self, requests):
+        if os.path.exists(self.gate):
+            open(self.gate + ".begun", "w").close()
+        while os.path.exists(self.gate):
+            time.sleep(0.001)
+        told = json.dumps([request.request_id() for request in requests])
+        responses = []
+        for request in requests:
+            rows = request.inputs()[0].as_numpy()
+            if rows.size and rows.flat[0] < 0:
+                responses.append(pb_utils.InferenceResponse(error=pb_utils.TritonError("negative")))
+                continue
+            output = pb_utils.Tensor("COMPANY", np.array([told] * len(rows), dtype=object).reshape(-1, 1))
+            responses.append(pb_utils.InferenceResponse([output, pb_utils.Tensor("OUTPUT0", rows)]))
+        return responses
+"""
+CONFIG = """
+max_batch_size: 8
+input {{ name: "INPUT0" data_type: TYPE_FP32 dims: [-1] {ragged} }}
+output [ {{ name: "COMPANY" data_type: TYPE_STRING dims: [1] }}, {{ name: "OUTPUT0" data_type: TYPE_FP32 dims: [-1] }} ]
+instance_group {{ count: {instances} kind: KIND_CPU }}
+parameters {{ key: "gate" value: {{ string_value: "{gate}" }} }}
+dynamic_batching {{ {section} }}
+"""
+
+
+class Batched:
+    """A served model, and requests to it."""
+
+    def __init__(self, server: ServerProcess, gate: Path, pool: ThreadPoolExecutor) -> None:
+        self.server = server
+        self._gate = gate
+        self._pool = pool
+        self._url = f"http://{server.address}/v2/models/company"
+
+    def ask(self, request_id: str = "", rows: int = 1, width: int = 2, value: float = 1, **parameters: Any) -> Future[httpx.Response]:
+        """Sends a request, and returns when it waits, or is answered."""
+        before = self.pending()
+        answer = self._send(request_id, rows, width, value, parameters)
+        until(lambda: self.pending() > before or answer.done(), what="the request's arrival")
+        return answer
+
+    def _send(self, request_id: str, rows: int, width: int, value: float, parameters: Dict[str, Any]) -> Future[httpx.Response]:
+        inputs = [tensor("INPUT0", "FP32", [rows, width], [value] * (rows * width))]
+        body = {"id": request_id, "inputs": inputs, "parameters": parameters}
+        return self._pool.submit(httpx.post, f"{self._url}/infer", json=body, timeout=30)
+
+    def pending(self) -> int:
+        return sum(model["pending"] for model in httpx.get(f"http://{self.server.address}/v2/stublet/instances").json()["models"])
+
+    def statistics(self) -> Dict[str, Any]:
+        (found,) = httpx.get(f"{self._url}/stats").json()["model_stats"]
+        return dict(found)
+
+    @contextmanager
+    def busy(self) -> Iterator[Future[httpx.Response]]:
+        """While the model executes a request of its own."""
+        self._gate.touch()
+        try:
+            first = self._send("first", 1, 2, 1, {})
+            until(Path(f"{self._gate}.begun").exists, what="the execution of the first request")
+            yield first
+        finally:
+            self._gate.unlink()
+
+
+@contextmanager
+def batched(root: Path, section: str = "", ragged: str = "", instances: int = 1) -> Iterator[Batched]:
+    gate = root / "gate"
+    config = CONFIG.format(section=section, ragged=ragged, instances=instances, gate=gate)
+    write_model(root / "models", "company", COMPANY, config)
+    with ThreadPoolExecutor(40) as pool, serving(root, root / "models") as server:
+        yield Batched(server, gate, pool)
+
+
+def company(answer: Future[httpx.Response]) -> List[str]:
+    response = answer.result()
+    assert response.status_code == 200, response.text
+    (told, *_) = response.json()["outputs"][0]["data"]
+    return list(json.loads(told))
+
+
+def refusal(answer: Future[httpx.Response]) -> Any:
+    response = answer.result()
+    return response.status_code, response.json()["error"]
+
+
+def test_those_that_wait_are_executed_together(tmp_path: Path) -> None:
+    with batched(tmp_path) as model:
+        with model.busy() as first:
+            others = [model.ask(name, rows=2) for name in "abcde"]
+        assert company(first) == ["first"]
+        assert [company(one) for one in others] == [[*"abcd"]] * 4 + [["e"]]
+        stats = model.statistics()
+        assert (stats["inference_count"], stats["execution_count"]) == (11, 3)
+        assert [(one["batch_size"], one["compute_infer"]["count"]) for one in stats["batch_stats"]] == [(1, 1), (2, 1), (8, 1)]
+        assert all(one["compute_infer"]["ns"] > 0 for one in stats["batch_stats"])
+
+
+def test_outputs_are_each_requests_own_and_one_error_is_nobody_elses(tmp_path: Path) -> None:
+    with batched(tmp_path) as model:
+        with model.busy():
+            answers = [model.ask(str(value), value=value) for value in (1, 2, -3, 4)]
+        assert [answer.result().json()["outputs"][1]["data"] for answer in answers if answer is not answers[2]] == [
+            [v, v] for v in (1, 2, 4)
+        ]
+        assert refusal(answers[2]) == (500, "negative")
+
+
+@pytest.mark.parametrize("ragged, expected", [("", [["a"], ["b"], ["c"]]), ("allow_ragged_batch: true", [[*"abc"]] * 3)])
+def test_shapes(tmp_path: Path, ragged: str, expected: List[List[str]]) -> None:
+    with batched(tmp_path, ragged=ragged) as model:
+        with model.busy():
+            answers = [model.ask(name, width=width) for name, width in (("a", 2), ("b", 3), ("c", 2))]
+        assert [company(answer) for answer in answers] == expected
+
+
+def test_a_delay_and_a_preferred_size(tmp_path: Path) -> None:
+    with batched(tmp_path, "max_queue_delay_microseconds: 20000000 preferred_batch_size: [ 3 ]") as model:
+        answers = [model.ask(name) for name in "abc"]
+        assert [company(answer) for answer in answers] == [[*"abc"]] * 3
+
+
+def test_a_delay_that_passes(tmp_path: Path) -> None:
+    with batched(tmp_path, "max_queue_delay_microseconds: 300000") as model:
+        answers = [model.ask(name) for name in "ab"]
+        assert [company(answer) for answer in answers] == [[*"ab"]] * 2
+
+
+def test_priorities(tmp_path: Path) -> None:
+    with batched(tmp_path, "priority_levels: 3 default_priority_level: 2") as model:
+        with model.busy():
+            answers = [
+                model.ask(name, rows=4, priority=priority) for name, priority in (("low", 3), ("none", 0), ("high", 1), ("lower", 3))
+            ]
+        assert [company(answer) for answer in answers] == [["low", "lower"], ["high", "none"], ["high", "none"], ["low", "lower"]]
+
+
+def test_a_queue_that_is_full(tmp_path: Path) -> None:
+    with batched(tmp_path, "default_queue_policy { max_queue_size: 2 }") as model:
+        with model.busy():
+            accepted = [model.ask(name) for name in "ab"]
+            assert refusal(model.ask("c")) == (503, "[request id: c] Exceeds maximum queue size")
+            assert refusal(model.ask()) == (503, "[request id: <id_unknown>] Exceeds maximum queue size")
+        assert [company(one) for one in accepted] == [[*"ab"]] * 2
+        stats = model.statistics()["inference_stats"]
+        assert (stats["success"]["count"], stats["fail"]["count"]) == (3, 2)
+
+
+def test_a_deadline_that_passes_in_the_queue(tmp_path: Path) -> None:
+    with batched(tmp_path, "default_queue_policy { allow_timeout_override: true }") as model:
+        with model.busy():
+            patient = model.ask("patient")
+            assert refusal(model.ask("hasty", timeout=20_000)) == (503, "[request id: hasty] Request timeout expired")
+        assert company(patient) == ["patient"]
+
+
+def test_order_is_preserved_across_instances(tmp_path: Path) -> None:
+    with batched(tmp_path, "preserve_ordering: true preferred_batch_size: [ 1 ]", instances=2) as model:
+        answers = [model.ask(str(number)) for number in range(20)]
+        assert [company(answer) for answer in answers] == [[str(number)] for number in range(20)]
+
+
+def test_an_instance_that_dies_with_a_batch(tmp_path: Path) -> None:
+    with batched(tmp_path) as model:
+        with model.busy() as first:
+            others = [model.ask(name) for name in "ab"]
+            (pid,) = model.server.stubs().values()
+            os.kill(pid, signal.SIGKILL)
+            assert first.result().status_code == 503
+            assert [other.result().status_code for other in others] == [503, 503]
+
+
+def test_over_grpc(grpc_core: None, tmp_path: Path) -> None:
+    config = CONFIG.format(
+        section="max_queue_delay_microseconds: 5000000 preferred_batch_size: [ 2 ]", ragged="", instances=1, gate=tmp_path / "none"
+    )
+    write_model(tmp_path / "models", "company", COMPANY, config)
+    with serving(tmp_path, tmp_path / "models", "--grpc-port", "0") as server, triton.InferenceServerClient(server.grpc_address) as client:
+        asked = triton.InferInput("INPUT0", [1, 2], "FP32")
+        asked.set_data_from_numpy(np.ones((1, 2), np.float32))
+        done: List[Any] = []
+        for name in "ab":
+            client.async_infer("company", [asked], lambda result, error: done.append((result, error)), request_id=name)
+        until(lambda: len(done) == 2, what="both answers")
+        for result, error in done:
+            assert error is None and sorted(json.loads(result.as_numpy("COMPANY")[0][0])) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "section, complaint",
+    [
+        ("preferred_batch_size: [ 9 ]", "dynamic batching preferred size must be <= max batch size for company"),
+        ("preferred_batch_size: [ 0 ]", "dynamic batching preferred size must be positive for company"),
+        ("priority_levels: 3", "default priority level must be in range [1, 3] for company"),
+        ("priority_levels: 3 default_priority_level: 4", "default priority level must be in range [1, 3] for company"),
+        (
+            "priority_levels: 3 default_priority_level: 1 priority_queue_policy { key: 4 value { } }",
+            "priority queue policy must have priority level in range [1, 3] for company",
+        ),
+        (
+            "preserve_ordering: true priority_levels: 2 default_priority_level: 1",
+            "Only one priority level is allowed when 'preserve_ordering' is true for company",
+        ),
+        (
+            "preserve_ordering: true default_queue_policy { timeout_action: DELAY }",
+            "Queue policy can not have DELAY as timeout action when 'preserve_ordering' is true for company",
+        ),
+    ],
+)
+def test_configurations_that_cannot_be(tmp_path: Path, section: str, complaint: str) -> None:
+    config = CONFIG.format(section=section, ragged="", instances=1, gate="")
+    write_model(tmp_path, "company", COMPANY, config)
+    done = run_serve(str(tmp_path), "--http-port", "0", "--metrics-port", "0", "--grpc-port", "0")
+    assert done.returncode == 1 and complaint in done.stderr
