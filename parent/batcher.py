@@ -2,7 +2,8 @@
 and says what is to be done; requests and instances are whatever the caller names them by.
 
 What goes into a batch, and when, is as in Triton's ``DynamicBatchScheduler``: as many requests from the head of the queue as fit, up to
-the first of another shape; at once if they reach a preferred size, cannot grow, or need not wait.
+the first of another shape; at once if they reach a preferred size, cannot grow, or need not wait. That is decided when the time comes to
+look (``due``), not with each request: those that arrive at the same moment are executed together.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import itertools
 from collections import deque
 from typing import Callable, Deque, Dict, Generic, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from .scheduler import Actions, Instance, Reason, Request
+from .scheduler import NOTHING, Actions, Instance, Reason, Request
 
 Shapes = Tuple[Tuple[int, Tuple[int, ...]], ...]
 """(input, shape without the batch dimension) of each input that must have the same shape in all requests of a batch."""
@@ -94,7 +95,7 @@ class DynamicBatcher(Generic[Instance, Request]):
         self._numbers = itertools.count()
         self._load: Dict[Instance, int] = {}
         self._idle: List[Instance] = []
-        self._held_until: Optional[int] = None
+        self._look_at: Optional[int] = None
         self._items = 0
 
     @property
@@ -106,9 +107,9 @@ class DynamicBatcher(Generic[Instance, Request]):
         while self._deadlines and self._deadlines[0][2].gone:
             heapq.heappop(self._deadlines)
         deadline = self._deadlines[0][0] if self._deadlines else None
-        if self._held_until is None or deadline is None:
-            return deadline if self._held_until is None else self._held_until
-        return min(self._held_until, deadline)
+        if self._look_at is None or deadline is None:
+            return deadline if self._look_at is None else self._look_at
+        return min(self._look_at, deadline)
 
     # Events
 
@@ -137,8 +138,7 @@ class DynamicBatcher(Generic[Instance, Request]):
         level = self._level(arrival)
         policy = level.policy
         if policy.max_size and level.size >= policy.max_size:
-            batches, refused = self._act(now)  # some may have waited for too long, which makes room only for the next
-            return batches, [*refused, (request, Reason.FULL)]
+            return (), [(request, Reason.FULL)]
         waiting = _Waiting(request, arrival, level, now)
         self._note(waiting)
         level.queue.append(waiting)
@@ -147,7 +147,9 @@ class DynamicBatcher(Generic[Instance, Request]):
             timeout = arrival.timeout_ns
         if timeout:
             heapq.heappush(self._deadlines, (now + timeout, next(self._numbers), waiting))
-        return self._act(now)
+        if self._free() is not None:
+            self._look_at = now
+        return NOTHING
 
     def withdraw(self, request: Request) -> bool:
         waiting = self._waiting.get(request)
@@ -193,7 +195,7 @@ class DynamicBatcher(Generic[Instance, Request]):
     def _act(self, now: int) -> Actions:
         batches: List[Tuple[Instance, List[Request]]] = []
         refused = self._expire(now) if self._deadlines else []
-        self._held_until = None
+        self._look_at = None
         while self._waiting and (instance := self._free()) is not None:
             batch = self._form(now, full=self._load[instance] >= self._capacity)
             if not batch:
@@ -266,7 +268,7 @@ class DynamicBatcher(Generic[Instance, Request]):
         if best and not overdue:
             del chosen[best_count:]
         elif grows and batching.delay_ns and not overdue:
-            self._held_until = oldest + batching.delay_ns
+            self._look_at = oldest + batching.delay_ns
             return []
         for waiting in chosen:
             self._forget(waiting)

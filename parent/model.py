@@ -211,8 +211,8 @@ class Model:
             if self._order is not None:
                 self._order.expect(request)
             refused = self._hand_over(self._scheduler.enqueue(request, request.submitted_ns))
-            if self._dirty:
-                self._flush_soon()
+            if self._dirty or self._scheduler.due is not None:
+                refused += self._flush_soon()
         self._settle(refused)
 
     def cancel(self, request: Request, reason: Optional[ServerError] = None) -> None:
@@ -293,6 +293,8 @@ class Model:
                 self._loop.call_soon_threadsafe(instance.on_violation, str(error))
             if news.returned:
                 news.settled += self._hand_over(self._scheduler.finished(instance, news.returned, perf_counter_ns()))
+                if self._scheduler.due is not None:
+                    news.settled += self._tick()
             elif instance.channel.has_releases:
                 self._dirty.append(instance)
             if self._dirty:
@@ -373,7 +375,18 @@ class Model:
                 text = f"instance '{instance.name}' has as many open requests as it can have"
                 refused += [self._refuse(request, text) for request in requests]
                 refused += self._hand_over(self._scheduler.finished(instance, 1, perf_counter_ns()))
+        return refused
+
+    def _tick(self) -> List[Settled]:
+        """Has the scheduler look if it is time, and sees to it that it will when it is time again. Under the lock."""
         due = self._scheduler.due
+        if due is None:
+            return []
+        refused: List[Settled] = []
+        now = perf_counter_ns()
+        if due <= now:
+            refused = self._hand_over(self._scheduler.tick(now))
+            due = self._scheduler.due
         if due is not None:
             self._tick_later(due)
         return refused
@@ -388,7 +401,6 @@ class Model:
         return request, Unavailable(text), True
 
     def _tick_later(self, due: int) -> None:
-        """Has the scheduler look again, unless it will before that. Under the lock."""
         if not self._tick_at or due < self._tick_at:
             self._tick_at = due
             if threading.get_ident() == self._loop_thread:
@@ -409,23 +421,28 @@ class Model:
         else:
             with self.lock:
                 self._tick_at = 0
-                refused = self._hand_over(self._scheduler.tick(perf_counter_ns()))
-                if self._dirty:
-                    self._flush_soon()
+                refused = self._tick()
+                self._flush()
             self._settle(refused)
 
-    def _flush_soon(self) -> None:
+    def _flush_soon(self) -> List[Settled]:
+        """Writes what is pending; returns the requests that the scheduler refuses on the way."""
+        refused: List[Settled] = []
         if threading.get_ident() != self._loop_thread:
+            refused = self._tick()
             self._flush()
         elif not self._flush_due:
             # Once per turn of the loop: the requests of one turn share a record and a wake-up.
             self._flush_due = True
             self._loop.call_soon(self._flush_turn)
+        return refused
 
     def _flush_turn(self) -> None:
         with self.lock:
             self._flush_due = False
+            refused = self._tick()
             dirty = self._flush()
+        self._settle(refused)
         for instance in dirty:
             self._expect_more(instance)
 
@@ -474,7 +491,7 @@ class Model:
         with self.lock:
             self._live += 1
             instance.channel.times.free_ns = perf_counter_ns()
-            refused = self._hand_over(self._scheduler.add(instance, perf_counter_ns()))
+            refused = self._hand_over(self._scheduler.add(instance, perf_counter_ns())) + self._tick()
             self._flush()
         self._settle(refused)
 
@@ -500,7 +517,7 @@ class Model:
             settled, unstarted = instance.channel.abandon(Unavailable(instance.reason or "the model is being unloaded"))
             for request in unstarted:
                 request.instance = None
-            settled += self._hand_over(self._scheduler.remove(instance, unstarted, perf_counter_ns()))
+            settled += self._hand_over(self._scheduler.remove(instance, unstarted, perf_counter_ns())) + self._tick()
             self._flush()
             if not self._live:
                 error = Unavailable(self.unavailable_text())

@@ -34,9 +34,16 @@ class Story:
         self.refused += refused
 
     def arrive(self, *requests: Any, **arrival: Any) -> Story:
+        """Requests come at the same moment."""
         for request in requests:
             self.arrivals[request] = Arrival(**arrival)
             self._did(self.batcher.enqueue(request, self.now))
+        return self.look()
+
+    def look(self) -> Story:
+        """Whoever keeps the clock looks whether it is time."""
+        if (due := self.batcher.due) is not None and due <= self.now:
+            self._did(self.batcher.tick(self.now))
         return self
 
     def finish(self, instance: str = A, batches: int = 1) -> Story:
@@ -65,8 +72,12 @@ def test_one_that_finds_a_free_instance_is_not_held() -> None:
     assert Story(A).arrive(1).batches == [(A, [1])]
 
 
+def test_those_that_come_at_the_same_moment_are_executed_together() -> None:
+    assert Story(A).arrive(1, 2, 3).batches == [(A, [1, 2, 3])]
+
+
 def test_those_that_come_meanwhile_are_executed_together() -> None:
-    story = Story(A).arrive(1, 2, 3, 4)
+    story = Story(A).arrive(1).arrive(2, 3, 4)
     assert story.batches == [(A, [1])]
     assert story.finish().batches[1:] == [(A, [2, 3, 4])]
 
@@ -89,7 +100,7 @@ def test_one_that_is_as_large_as_a_batch_may_be() -> None:
 
 
 def test_a_lone_instance_gets_a_batch_that_cannot_grow_while_it_executes() -> None:
-    story = Story(A, max_size=2).arrive(0, 1)
+    story = Story(A, max_size=2, default_policy=QueuePolicy(max_size=100)).arrive(0).arrive(1)
     assert story.batches == [(A, [0])]
     assert story.arrive(2).batches[1:] == [(A, [1, 2])]
     assert story.arrive(3, 4).sizes == [1, 2], "but no more than one ahead"
@@ -97,7 +108,7 @@ def test_a_lone_instance_gets_a_batch_that_cannot_grow_while_it_executes() -> No
 
 
 def test_of_several_instances_none_gets_one_ahead() -> None:
-    story = Story(A, B, max_size=2).arrive(0, 1)
+    story = Story(A, B, max_size=2).arrive(0).arrive(1)
     assert sorted(story.batches) == [(A, [1]), (B, [0])]
     assert story.arrive(2, 3, 4).sizes == [1, 1]
     assert story.finish(A).batches[2:] == [(A, [2, 3])]
@@ -109,7 +120,7 @@ def test_the_instance_that_was_used_last_is_taken_first() -> None:
 
 
 def test_several_batches_at_a_time() -> None:
-    story = Story(A, capacity=2).arrive(0, 1, 2, 3)
+    story = Story(A, capacity=2).arrive(0).arrive(1).arrive(2, 3)
     assert story.members() == [[0], [1]]
     assert story.finish().members()[2:] == [[2, 3]]
 
@@ -153,7 +164,7 @@ def test_the_largest_preferred_size_that_can_be_reached() -> None:
 
 def test_no_preferred_size_can_be_reached() -> None:
     story = Story(A, preferred=(4,)).arrive(0).arrive(1, size=3).arrive(2, size=3)
-    assert story.finish().members()[1:] == [[1]], "past the largest of them, the rest comes later"
+    assert story.finish().members()[1] == [1], "past the largest of them, the rest comes later"
 
 
 def test_when_the_delay_is_over_as_many_go_as_fit() -> None:
@@ -200,19 +211,21 @@ def test_with_priorities_nothing_is_handed_ahead() -> None:
 
 
 def test_a_queue_that_is_full() -> None:
-    story = Story(A, default_policy=QueuePolicy(max_size=2)).arrive(0, 1, 2, 3)
+    story = Story(A, default_policy=QueuePolicy(max_size=2)).arrive(0).arrive(1, 2, 3)
     assert story.refused == [(3, Reason.FULL)]
     assert story.finish().members() == [[0], [1, 2]]
     assert story.arrive(4).finish().members()[2:] == [[4]]
 
 
 def test_each_level_has_a_queue_of_its_own() -> None:
-    story = Story(A, levels=2, policies={1: QueuePolicy(max_size=1)}).arrive(0, 1, 2, priority=1).arrive(3, 4, 5, priority=2)
+    story = (
+        Story(A, levels=2, policies={1: QueuePolicy(max_size=1)}).arrive(0, priority=1).arrive(1, 2, priority=1).arrive(3, 4, 5, priority=2)
+    )
     assert story.refused == [(2, Reason.FULL)]
 
 
 def test_one_that_waited_for_too_long_is_rejected() -> None:
-    story = Story(A, default_policy=QueuePolicy(timeout_ns=100)).arrive(0, 1).wait(60).arrive(2).wait(40)
+    story = Story(A, default_policy=QueuePolicy(timeout_ns=100)).arrive(0).arrive(1).wait(60).arrive(2).wait(40)
     assert story.refused == [(1, Reason.EXPIRED)]
     assert story.finish().members() == [[0], [2]]
     assert story.wait(1000).refused == [(1, Reason.EXPIRED)], "what is executed does not wait"
@@ -247,7 +260,7 @@ def test_a_request_may_say_how_long_it_waits(policy: QueuePolicy, own: int, expi
 
 
 def test_withdrawn_ones_are_not_executed() -> None:
-    story = Story(A, default_policy=QueuePolicy(max_size=3, timeout_ns=100)).arrive(0, 1, 2, 3)
+    story = Story(A, default_policy=QueuePolicy(max_size=3, timeout_ns=100)).arrive(0).arrive(1, 2, 3)
     assert story.batcher.withdraw(2) and not story.batcher.withdraw(2) and not story.batcher.withdraw(0)
     assert story.arrive(4).finish().members() == [[0], [1, 3, 4]]
     assert not story.wait(1000).refused
@@ -261,14 +274,14 @@ def test_without_an_instance_they_wait() -> None:
 
 
 def test_what_an_instance_that_is_gone_had_not_begun_comes_first() -> None:
-    story = Story(A, B, max_size=2).arrive(0, 1, 2)
+    story = Story(A, B, max_size=2).arrive(0).arrive(1).arrive(2)
     dead = next(instance for instance, batch in story.batches if batch == [1])
     story._did(story.batcher.remove(dead, [1], story.now))
     assert story.finish(A if dead == B else B).members()[2:] == [[1, 2]]
 
 
 def test_one_that_is_retired_gets_no_more() -> None:
-    story = Story(A, B).arrive(0, 1)
+    story = Story(A, B).arrive(0).arrive(1)
     story.batcher.retire(A)
     assert story.arrive(2).finish(A).sizes == [1, 1]
     assert story.finish(B).batches[2:] == [(B, [2])]
@@ -327,6 +340,11 @@ class Whatever(RuleBasedStateMachine):
         self.arrivals[request] = Arrival(size, ((0, (width,)),), priority, timeout)
         self.waiting.add(request)
         self.did(self.batcher.enqueue(request, self.now))
+        self.look()
+
+    def look(self) -> None:
+        if (due := self.batcher.due) is not None and due <= self.now:
+            self.did(self.batcher.tick(self.now))
 
     @rule(ns=st.integers(1, 100))
     def wait(self, ns: int) -> None:
