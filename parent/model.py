@@ -442,7 +442,8 @@ class Model:
             self._flush_due = False
             refused = self._tick()
             dirty = self._flush()
-        self._settle(refused)
+        if refused:
+            self._settle(refused)
         for instance in dirty:
             self._expect_more(instance)
 
