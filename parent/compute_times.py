@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Optional
 
 from ..shm.message import FINAL, RETURNED
-from .request import Request
+from .request import Batch, Request
 
 if TYPE_CHECKING:
     from .model import Model
@@ -34,11 +34,8 @@ class ComputeTimes:
                 request.begun_ns = submitted if concurrent else max(submitted, self.free_ns)
             if not request.computed_ns and (flags & FINAL or not self._model.decoupled):
                 request.computed_ns = now
-        elif request.batch is not None and request.batch.computed_ns:
-            # Those that are executed together have the times of the first of them that is told of.
-            if not request.computed_ns:
-                request.begun_ns = request.begun_ns or max(request.batch.begun_ns, submitted)
-                request.computed_ns = request.batch.computed_ns
+        elif request.batch is not None:
+            self._note_batch(request, request.batch, took, now)
         elif took > 0:
             # Comparisons, which cost a fraction of min and max: this is on the way of every request.
             begun = now - took
@@ -53,12 +50,19 @@ class ComputeTimes:
                 computed = now
             if not concurrent:
                 self.free_ns = computed
-            if request.batch is not None:
-                request.batch.begun_ns, request.batch.computed_ns = begun, computed
             if not request.computed_ns:
                 request.begun_ns = request.begun_ns or begun
                 request.computed_ns = computed
                 if not concurrent:
                     request.execute_ns = took
-                    if request.batch is None:  # else the others of its batch would have another time
-                        self.latest = request
+                    self.latest = request
+
+    def _note_batch(self, request: Request, batch: Batch, took: int, now: int) -> None:
+        """Those that are executed together have the times of the first of them that is told of."""
+        if took > 0 and not batch.computed_ns:
+            batch.begun_ns = max(now - took - HAND_OVER_NS, batch.handed_ns)
+            batch.computed_ns = min(batch.begun_ns + took + HAND_OVER_NS, now)
+            request.execute_ns = took
+        if batch.computed_ns and not request.computed_ns:
+            request.begun_ns = request.begun_ns or batch.begun_ns
+            request.computed_ns = batch.computed_ns

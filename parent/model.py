@@ -77,7 +77,10 @@ class Model:
         """What a front end has worked out about this model and wants to remember; it goes with the model."""
         self._scheduler: Scheduler = DefaultScheduler(self.max_concurrent)
         self._order: Optional[ResponseOrder[Request]] = None
-        if is_batched(config):
+        self._batched = is_batched(config)
+        self._worth_a_look = max(self.max_batch_size // 4, 1)
+        """So many requests wait that it pays to look whether an instance is free."""
+        if self._batched:
             self._scheduler = DynamicBatcher(batching_of(config), describer(config), self.max_concurrent)
             if config.dynamic_batching.preserve_ordering:
                 self._order = ResponseOrder()
@@ -214,6 +217,11 @@ class Model:
             if self._dirty or self._scheduler.due is not None:
                 refused += self._flush_soon()
         self._settle(refused)
+        if self._batched and self._scheduler.waiting >= self._worth_a_look and threading.get_ident() == self._loop_thread:
+            # Many requests may come in one turn of the loop, and the stub be done long before its end: the next batch need not wait for it.
+            for instance in self.instances:
+                if instance.channel.in_flight and instance.channel.ready():
+                    self.drain(instance)
 
     def cancel(self, request: Request, reason: Optional[ServerError] = None) -> None:
         """Nobody wants the answer any more. A request that is not executed yet is answered at once, with ``reason`` or CANCELLED; of one
@@ -362,12 +370,12 @@ class Model:
         if refusals:
             refused += [self._refuse(request, _why(request, reason)) for request, reason in refusals]
         for instance, requests in batches:
-            if len(requests) == 1:
-                requests[0].instance, requests[0].batch = instance, None
-            else:
-                together = Batch(len(requests), sum(map(self._items, requests)))
+            if self._batched:
+                together = Batch(len(requests), sum(map(self._items, requests)), perf_counter_ns())
                 for request in requests:
                     request.instance, request.batch = instance, together
+            else:
+                requests[0].instance = instance
             if instance.channel.hand(requests):
                 if instance not in dirty:
                     dirty.append(instance)

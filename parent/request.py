@@ -169,13 +169,15 @@ def drop(outcome: Optional[Outcome]) -> None:
 class Batch:
     """Requests that are executed together. ``items``: batch items of all of them. ``left``: how many the stub has not returned.
 
-    ``begun_ns``, ``computed_ns``: as of a request, 0 until they are known. ``counted``: the execution is in the statistics."""
+    ``handed_ns``: when they were handed over. ``begun_ns``, ``computed_ns``: as of a request, 0 until they are known. ``counted``: the
+    execution is in the statistics."""
 
-    __slots__ = ("begun_ns", "computed_ns", "counted", "items", "left")
+    __slots__ = ("begun_ns", "computed_ns", "counted", "handed_ns", "items", "left")
 
-    def __init__(self, requests: int, items: int) -> None:
+    def __init__(self, requests: int, items: int, handed_ns: int) -> None:
         self.left = requests
         self.items = items
+        self.handed_ns = handed_ns
         self.begun_ns = 0
         self.computed_ns = 0
         self.counted = False
@@ -216,7 +218,7 @@ class Request:
         self.priority = 0
         """As the client wants it: 1 is the highest, 0 the model's default."""
         self.batch: Optional[Batch] = None
-        """Those that it is executed with, if it is not alone."""
+        """Those that it is executed with, where requests are executed together."""
         self.trace: Optional[Trace] = None
         """Is told what happens, if the request is traced."""
         self.answered = False

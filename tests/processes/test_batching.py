@@ -130,6 +130,8 @@ def test_those_that_wait_are_executed_together(tmp_path: Path) -> None:
         assert (stats["inference_count"], stats["execution_count"]) == (11, 3)
         assert [(one["batch_size"], one["compute_infer"]["count"]) for one in stats["batch_stats"]] == [(1, 1), (2, 1), (8, 1)]
         assert all(one["compute_infer"]["ns"] > 0 for one in stats["batch_stats"])
+        assert all(part["ns"] >= 0 for part in stats["inference_stats"].values())
+        assert stats["inference_stats"]["queue"]["ns"] > 0
 
 
 def test_outputs_are_each_requests_own_and_one_error_is_nobody_elses(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ MILLI = 10**6
 def together(stub: Stub, count: int) -> List[Request]:
     """Requests that were handed over in one batch."""
     requests = [stub.request(100) for _ in range(count)]
-    batch = Batch(count, 2 * count)
+    batch = Batch(count, 2 * count, perf_counter_ns() - 9 * MILLI)
     for request in requests:
         request.batch = batch
         request.submitted_ns = perf_counter_ns() - 10 * MILLI
@@ -64,6 +64,7 @@ def test_they_have_the_same_times_and_are_one_execution(plain: Stub) -> None:
     plain.say(*[took(4 * MILLI, result(key)) for key in range(3)])
     assert len({request.computed_ns for request in requests}) == 1
     assert all(request.computed_ns - request.begun_ns >= 4 * MILLI for request in requests)
+    assert requests[0].batch is not None and requests[0].begun_ns >= requests[0].batch.handed_ns
     statistics = ModelStatistics(batching=True)
     for request in requests:
         request.inputs = [(0, 2, (2, 1), 0, 0, 2)]
