@@ -1,6 +1,6 @@
 """Traces as JSON in a file, in the form that Triton writes (spec 6.10, recorded).
 
-The file is a complete JSON array after every write: a reader need not wait for the end of the server.
+The file is a complete JSON array between two writes: a reader need not wait for the end of the server.
 """
 
 from __future__ import annotations

@@ -63,8 +63,13 @@ class Traced:
 
 
 def read(path: Path) -> List[Traced]:
+    """What the file tells; nothing if it is just being written."""
     entries: Dict[int, List[Dict[str, Any]]] = {}
-    for entry in json.loads(path.read_text()) if path.exists() else []:
+    try:
+        document = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        document = []
+    for entry in document:
         entries.setdefault(entry["id"], []).append(entry)
     return [Traced(entries[number]) for number in sorted(entries)]
 
