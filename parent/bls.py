@@ -153,7 +153,7 @@ def make_request(callee: Model, call: Call, respond: Respond) -> Request:
         extras = (request_id, wanted, parameters, correlation_id, flags, timeout)
     request = Request(call.blocks, inputs, extras, respond, borrowed=True)
     if trace:
-        request.trace = callee.server.tracer.child(trace[0])
+        request.trace = callee.server.tracer.child(trace[0], callee.name)
     return request
 
 

@@ -41,7 +41,7 @@ class Region(NamedTuple):
 
 
 class Look(NamedTuple):
-    """A view that a model has of a region; ``end``: of the bytes, in the window. ``what``: to be named in an error."""
+    """A view that a model has of ``nbytes`` bytes at ``offset`` of a region, which begin at ``address``. ``what``: to be named in an error."""
 
     region: Region
     mapping: GuardedMapping

@@ -43,6 +43,7 @@ class TraceFile:
         self._lock = threading.Lock()
         self._closed = False
         self._failing = False
+        self._lost = 0
 
     def start(self) -> None:
         """Makes ready for traces."""
@@ -53,9 +54,11 @@ class TraceFile:
                     self._thread.start()
 
     def put(self, record: Record) -> None:
-        """Queues a trace to be written."""
+        """Queues a trace to be written; it is lost if too many wait."""
         if self._records.qsize() < _MOST_WAITING:
             self._records.put(record)
+        else:
+            self._lost += 1
 
     def close(self) -> None:
         """Writes what is queued, and ends."""
@@ -84,6 +87,9 @@ class TraceFile:
             for part in self._parts.values():
                 part.flush()
             self._failing = False
+            if self._lost:
+                logger.warning("%d traces are lost: they come faster than they can be written", self._lost)
+                self._lost = 0
         except OSError as error:
             if not self._failing:
                 where = f"'{self._path}'" if self._path else "no file, which --trace-config triton,file=<path> names"

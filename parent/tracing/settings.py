@@ -77,6 +77,10 @@ class TraceSettings:
         with self._lock:
             return self._models.get(model, self._all).sample(forced)
 
+    def log_frequency(self, model: str) -> int:
+        """How many traces make a file, of those that requests to a model have."""
+        return self._models.get(model, self._all).options.log_frequency
+
     def as_dict(self, model: str = "") -> Dict[str, Any]:
         """The settings of a model, or those for all, as the protocol has them.
 

@@ -127,9 +127,9 @@ class Trace:
             self.event("REQUEST_END", now)
 
 
-def wanted_of(token: Token) -> Wanted:
+def wanted_of(token: Token, log_frequency: int) -> Wanted:
     """What is traced of a request that is made on behalf of another."""
-    return Wanted(bool(token[1] & _TIMESTAMPS), bool(token[1] & _TENSORS))
+    return Wanted(bool(token[1] & _TIMESTAMPS), bool(token[1] & _TENSORS), log_frequency)
 
 
 def _inputs(model: Model, request: Request) -> List[TracedTensor]:

@@ -59,9 +59,12 @@ class Tracer:
             record.span = SpanContext.child_of(record.outer)
         return self._trace(record, wanted)
 
-    def child(self, token: Token) -> Trace:
-        """The trace of a request that a model makes on behalf of one whose trace is ``token``."""
-        wanted = wanted_of(token)
+    def child(self, token: Token, model: str) -> Optional[Trace]:
+        """The trace of a request to ``model`` that another makes on behalf of one whose trace is ``token``; None if nothing is traced any
+        more."""
+        if not self.active:
+            return None
+        wanted = wanted_of(token, self.settings.log_frequency(model))
         record = Record(next(self._numbers), token[0], wanted.log_frequency)
         if self._propagates:
             record.remote = SpanContext.of_json(token[2])

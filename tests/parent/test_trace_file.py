@@ -125,6 +125,17 @@ def test_one_that_fills_up(file: TraceFile, path: Path, caplog: pytest.LogCaptur
     assert numbers(path) == [1, 3], "what did not fit is lost, and the rest is whole"
 
 
+def test_more_than_can_be_written(path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stublet.parent.tracing.file._MOST_WAITING", 3)
+    file = TraceFile(str(path))
+    for number in range(1, 6):
+        file.put(record(number))
+    file.start()
+    file.close()
+    assert numbers(path) == [1, 2, 3]
+    assert caplog.messages == ["2 traces are lost: they come faster than they can be written"]
+
+
 def test_no_file(caplog: pytest.LogCaptureFixture) -> None:
     file = TraceFile("")
     file.start()

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from http_wire import tensor
-from model_repository import write_model
+from model_repository import obey, write_model
 from server_process import ServerProcess, run_serve, serving, until
+from stublet.parent import Server
 
 COMPANY = """
 import json
@@ -222,6 +223,21 @@ def test_over_grpc(grpc_core: None, tmp_path: Path) -> None:
         until(lambda: len(done) == 2, what="both answers")
         for result, error in done:
             assert error is None and sorted(json.loads(result.as_numpy("COMPANY")[0][0])) == ["a", "b"]
+
+
+def test_requests_of_models_and_embedded(tmp_path: Path) -> None:
+    section = "max_queue_delay_microseconds: 20000000 preferred_batch_size: [ 2 ]"
+    write_model(tmp_path / "models", "company", COMPANY, CONFIG.format(section=section, ragged="", instances=1, gate=tmp_path / "none"))
+    obey(tmp_path / "models")
+    call = """
+inputs = [pb_utils.Tensor("INPUT0", np.ones((1, 2), np.float32))]
+answer = pb_utils.InferenceRequest("model", inputs=inputs, requested_output_names=[], model_name="company").exec()
+result = answer.output_tensors()[0].as_numpy()[0][0].decode()
+"""
+    with Server(tmp_path / "models") as server, ThreadPoolExecutor(1) as pool:
+        other = pool.submit(server.infer, "obey", {"CODE": np.array([call], dtype=object)})
+        mine = server.infer("company", {"INPUT0": np.ones((1, 2), np.float32)}, request_id="embedded", timeout=20)
+        assert sorted(json.loads(mine["COMPANY"][0][0])) == sorted(json.loads(other.result(20)["RESULT"][0])) == ["embedded", "model"]
 
 
 @pytest.mark.parametrize(

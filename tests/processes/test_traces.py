@@ -416,3 +416,14 @@ def test_former_options(tmp_path: Path) -> None:
         for _ in range(2):
             assert client.post(f"http://{server.address}/v2/models/obey/infer", json=told("pass")).status_code == 200
     assert [len(read(Path(f"{path}.{index}"))) for index in range(2)] == [1, 1]
+
+
+def test_requests_of_models_go_to_the_same_files(tmp_path: Path) -> None:
+    obey(tmp_path / "models", instances=2)
+    path = tmp_path / "trace"
+    with serving(
+        tmp_path, tmp_path / "models", *ON, *[w for s in (f"file={path}", "log-frequency=4") for w in ("--trace-config", f"triton,{s}")]
+    ) as server:
+        with httpx.Client() as client:
+            assert client.post(f"http://{server.address}/v2/models/obey/infer", json=told(CALLS)).status_code == 200
+    assert len(read(Path(f"{path}.0"))) == 2 and not path.exists()
