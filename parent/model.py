@@ -14,6 +14,7 @@ from ..shm.arena import Arena, Block
 from ..shm.errors import OutOfSharedMemory, ProtocolError
 from ..shm.segment import Segment
 from . import classification, model_config, repository
+from .alarm import Alarm
 from .batcher import DynamicBatcher
 from .batching import batching_of, describer, is_batched
 from .environments import environment
@@ -85,7 +86,7 @@ class Model:
             if config.dynamic_batching.preserve_ordering:
                 self._order = ResponseOrder()
         self._order_lock = threading.RLock()
-        self._tick_at = 0
+        self._alarm = Alarm(self._on_alarm)
         self._dirty: List[Instance] = []
         self._flush_due = False
         self._stuck: Set[Instance] = set()
@@ -396,7 +397,7 @@ class Model:
             refused = self._hand_over(self._scheduler.tick(now))
             due = self._scheduler.due
         if due is not None:
-            self._tick_later(due)
+            self._alarm.set(due)
         return refused
 
     def _items(self, request: Request) -> int:
@@ -408,30 +409,11 @@ class Model:
         request.failure = Failure.REJECTED
         return request, Unavailable(text), True
 
-    def _tick_later(self, due: int) -> None:
-        if not self._tick_at or due < self._tick_at:
-            self._tick_at = due
-            if threading.get_ident() == self._loop_thread:
-                self._loop.call_soon(self._wait_for_tick, due)
-            else:
-                self._loop.call_soon_threadsafe(self._wait_for_tick, due)
-
-    def _wait_for_tick(self, due: int) -> None:
-        if due != self._tick_at:
-            return  # another one comes before
-        left = due - perf_counter_ns()
-        if left > _COARSE_NS:
-            # The loop's clock counts milliseconds; the rest is waited for turn by turn.
-            self._loop.call_later((left - _COARSE_NS) / 1e9, self._wait_for_tick, due)
-        elif left > 0:
-            os.sched_yield()
-            self._loop.call_soon(self._wait_for_tick, due)
-        else:
-            with self.lock:
-                self._tick_at = 0
-                refused = self._tick()
-                self._flush()
-            self._settle(refused)
+    def _on_alarm(self) -> None:
+        with self.lock:
+            refused = self._tick()
+            self._flush()
+        self._settle(refused)
 
     def _flush_soon(self) -> List[Settled]:
         """Writes what is pending; returns the requests that the scheduler refuses on the way."""
@@ -592,7 +574,6 @@ def _why(request: Request, reason: Reason) -> str:
     return f"[request id: {request_id}] {reason.value}"
 
 
-_COARSE_NS = 1_500_000
 _KILL_SECONDS = 5.0
 _REMEMBERED = 1024
 _STUCK_SECONDS = 0.002

@@ -14,6 +14,7 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from grpc_client import FOUR, Client, add, infer, pb, script, strings, typed, wanted
 from server_process import ServerProcess
+from typed_arrays import ARRAYS
 
 MEBI = 1 << 20
 
@@ -30,29 +31,17 @@ def given(name: str, datatype: str, array: np.ndarray) -> triton.InferInput:
     return tensor
 
 
-ARRAYS: Dict[str, Tuple[str, np.ndarray]] = {
-    "BOOL": ("BOOL", np.array([True, False])),
-    "UINT8": ("UINT8", np.array([0, 255], np.uint8)),
-    "UINT16": ("UINT16", np.array([0, 2**16 - 1], np.uint16)),
-    "UINT32": ("UINT32", np.array([0, 2**32 - 1], np.uint32)),
-    "UINT64": ("UINT64", np.array([0, 2**64 - 1], np.uint64)),
-    "INT8": ("INT8", np.array([-128, 127], np.int8)),
-    "INT16": ("INT16", np.array([-(2**15), 2**15 - 1], np.int16)),
-    "INT32": ("INT32", np.array([-(2**31), 2**31 - 1], np.int32)),
-    "INT64": ("INT64", np.array([-(2**63), 2**63 - 1], np.int64)),
+RAW: Dict[str, Tuple[str, np.ndarray]] = {
+    **ARRAYS,
     "FP16": ("FP16", np.array([0.5, np.inf], np.float16)),
-    "FP32": ("FP32", np.array([0.1, -1e30, np.nan, -np.inf], np.float32)),
-    "FP64": ("FP64", np.array([0.1, -1e300], np.float64)),
     "BF16": ("BF16", np.array([0.5, -2.0], ml_dtypes.bfloat16)),
-    "FP32 empty": ("FP32", np.array([], np.float32)),
-    "BYTES": ("BYTES", np.array([b"a", "日本".encode(), b"", bytes(range(256))], object)),
-    "BYTES empty": ("BYTES", np.array([], object)),
+    "BYTES of any kind": ("BYTES", np.array([bytes(range(256))], object)),
 }
 
 
-@pytest.mark.parametrize("case", ARRAYS)
+@pytest.mark.parametrize("case", RAW)
 def test_raw_contents(library: triton.InferenceServerClient, case: str) -> None:
-    datatype, array = ARRAYS[case]
+    datatype, array = RAW[case]
     output = triton.InferRequestedOutput(f"OUT_{datatype}")
     result = library.infer("every_type", [given(f"IN_{datatype}", datatype, array)], outputs=[output], request_id="7")
     found = result.as_numpy(f"OUT_{datatype}")
