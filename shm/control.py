@@ -107,11 +107,10 @@ class ControlSocket:
             BlockingIOError: nothing came, and the socket does not block.
         """
         try:
-            # Not socket.recv_fds, which (in Python 3.11) does not pass its flags on: descriptors would be inherited by whatever
-            # program the model starts.
-            data, ancillary, flags, _ = self._socket.recvmsg(_DATAGRAM_BYTES + 1, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
-        except ConnectionResetError as error:
-            raise PeerGone("the other end of the control socket is closed") from error
+            data, ancillary, flags = self._receive()
+        except ConnectionResetError:
+            # The other end was closed with something unread. That is told once, before the last that it said.
+            data, ancillary, flags = self._receive()
         fds = _descriptors(ancillary)
         if not data and not fds:
             raise PeerGone("the other end of the control socket is closed")
@@ -125,6 +124,11 @@ class ControlSocket:
             close_all(fds)
             raise
         return message, fds
+
+    def _receive(self) -> Tuple[bytes, Sequence[Tuple[int, int, bytes]], int]:
+        # Not socket.recv_fds, which (in Python 3.11) does not pass its flags on: descriptors would be inherited by whatever
+        # program the model starts.
+        return self._socket.recvmsg(_DATAGRAM_BYTES + 1, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)[:3]
 
     def close(self) -> None:
         self._socket.close()

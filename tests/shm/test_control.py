@@ -153,6 +153,17 @@ def test_the_end_of_the_peer_is_told(message: Tuple[Any, ...]) -> None:
     near.close()
 
 
+def test_what_was_said_before_the_end_is_heard_though_something_was_left_unread() -> None:
+    near, far = ControlSocket.pair()
+    near.send((1,))
+    with far:
+        far.sendmsg([pack((2, "last words"))])
+    assert near.receive() == ((2, "last words"), [])
+    with pytest.raises(PeerGone, match="closed"):
+        near.receive()
+    near.close()
+
+
 def test_the_end_of_a_peer_that_has_not_read_is_told() -> None:
     near, far = ControlSocket.pair()
     near.send((1,))
