@@ -11,8 +11,8 @@ from ..shm import bytes_codec
 from ..shm.dtype import BF16, BY_NUMPY, BYTES, DataType
 from ..shm.errors import OutOfSharedMemory
 from .errors import InvalidArgument, ServerError
-from .model import Model
 from .request import Outcome, Output, Request
+from .servable import Servable
 from .validation import GivenInput, Layout, lay_out, output_indices
 
 COPIED_BYTES = 16 << 10
@@ -32,7 +32,7 @@ class InferResult(Dict[str, np.ndarray]):
 
 
 def to_request(
-    model: Model,
+    model: Servable,
     inputs: Mapping[str, np.ndarray],
     outputs: Sequence[str],
     request_id: str,
@@ -72,7 +72,7 @@ def to_request(
     return request
 
 
-def _wire_form(name: str, array: np.ndarray, model: Model) -> Tuple[DataType, Any]:
+def _wire_form(name: str, array: np.ndarray, model: Servable) -> Tuple[DataType, Any]:
     if not isinstance(array, np.ndarray):
         raise InvalidArgument(f"input '{name}' of model '{model.name}' must be a numpy array, not {type(array).__name__}")
     dtype = BY_NUMPY.get(array.dtype)
@@ -86,7 +86,7 @@ def _wire_form(name: str, array: np.ndarray, model: Model) -> Tuple[DataType, An
     return dtype, array if array.flags.c_contiguous else np.array(array, order="C")
 
 
-def to_result(model: Model, outcome: Outcome) -> InferResult:
+def to_result(model: Servable, outcome: Outcome) -> InferResult:
     """The outputs of an outcome as arrays.
 
     Raises:

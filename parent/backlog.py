@@ -9,7 +9,7 @@ from .errors import Unavailable
 from .request import Outcome, Request, Response
 
 if TYPE_CHECKING:
-    from .model import Model
+    from .servable import Servable
 
 MOST_RESPONSES = 65_536
 MOST_BYTES = 128 << 20
@@ -29,7 +29,7 @@ class Backlog:
             then ends with; None lets it take its time.
     """
 
-    def __init__(self, model: Model, give_up: Optional[Callable[[Unavailable], None]] = None) -> None:
+    def __init__(self, model: Servable, give_up: Optional[Callable[[Unavailable], None]] = None) -> None:
         self._model = model
         self._give_up = give_up
         self._lock = threading.Lock()

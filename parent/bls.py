@@ -25,7 +25,7 @@ from .validation import GivenInput, Placement, check_strings, lay_out, output_in
 if TYPE_CHECKING:
     from .core import Core
     from .instance import Instance
-    from .model import Model
+    from .servable import Servable
 
 _GRACE_SECONDS = 10.0
 """A call from a thread or a coroutine of the model does not keep ``execute`` from returning, as far as the server can see. Only when it
@@ -39,7 +39,7 @@ Respond = Callable[[Optional[Outcome], bool], None]
 class OpenCall(NamedTuple):
     """A call that was not fully answered yet. ``blocking``: the caller's ``execute`` cannot go on before it is."""
 
-    callee: Model
+    callee: Servable
     request: Request
     blocking: bool
 
@@ -79,7 +79,7 @@ class Router:
                 loan.release()
             respond(refusal(call.model, error), True)
 
-    def find(self, name: str, version: int, stream: bool) -> Model:
+    def find(self, name: str, version: int, stream: bool) -> Servable:
         """The model that a call is for.
 
         Raises:
@@ -128,7 +128,7 @@ def refusal(model: str, error: ServerError) -> InternalError:
     return InternalError(f"Model {model} - Error when running inference: {error}")
 
 
-def make_request(callee: Model, call: Call, respond: Respond) -> Request:
+def make_request(callee: Servable, call: Call, respond: Respond) -> Request:
     """The request of a call, checked as a client's is.
 
     Raises:
@@ -165,7 +165,7 @@ class _Plan(NamedTuple):
     wanted: Optional[Tuple[int, ...]]
 
 
-def _plan(callee: Model, call: Call) -> _Plan:
+def _plan(callee: Servable, call: Call) -> _Plan:
     given = [GivenInput(name, BY_CODE[dtype].name, shape, nbytes) for name, dtype, shape, _, _, nbytes in call.inputs]
     layout = lay_out(callee, given)
     inputs, strings = [], []

@@ -21,9 +21,9 @@ from .metrics.inference import NAMES as INFERENCE_NAMES
 from .metrics.inference import InferenceMetrics
 from .metrics.machine import NAMES as MACHINE_NAMES
 from .metrics.machine import MachineMetrics
-from .model import Model
 from .model_control import ModelControl
 from .options import ServerOptions
+from .servable import Servable
 from .spawner import Spawner
 from .tracing.settings import TraceSettings
 from .tracing.tracer import Tracer
@@ -54,7 +54,7 @@ class Core:
     def __init__(self, options: ServerOptions, spawner: Spawner) -> None:
         self.options = options
         self.spawner = spawner
-        self.models: Dict[str, Dict[int, Model]] = {}
+        self.models: Dict[str, Dict[int, Servable]] = {}
         self.failures: Dict[str, str] = {}
         self.began = time.monotonic()
         self.started = False
@@ -180,7 +180,7 @@ class Core:
         raise InvalidArgument(f"the server has no answer to '{what}'")
 
     @property
-    def alive(self) -> Collection[Model]:
+    def alive(self) -> Collection[Servable]:
         """Every model that may have processes, also those that are being loaded or on their way out."""
         return self._control.alive
 
@@ -238,7 +238,7 @@ class Core:
         """Ids of shared memory segments, unique in this server."""
         return next(self._segment_ids)
 
-    def find(self, name: str, version: Optional[int] = None) -> Model:
+    def find(self, name: str, version: Optional[int] = None) -> Servable:
         """The model of that name: that version, or the newest one that serves.
 
         Raises:
@@ -311,7 +311,7 @@ class Core:
             for model in found
         ]
 
-    def _served(self) -> List[Model]:
+    def _served(self) -> List[Servable]:
         """Those that have loaded, by name and version."""
         return [model for _, versions in sorted(self.models.items()) for _, model in sorted(versions.items()) if not model.reason]
 

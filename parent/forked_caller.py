@@ -28,7 +28,7 @@ from .request import Loan, Outcome, Request, Response, drop
 
 if TYPE_CHECKING:
     from .instance import Instance
-    from .model import Model
+    from .servable import Servable
 
 
 class ForkedCaller:
@@ -43,7 +43,7 @@ class ForkedCaller:
         self._loop = asyncio.get_running_loop()
         self._socket = ControlSocket(socket.socket(fileno=socket.dup(fd)))
         self._socket.set_blocking(False)
-        self._callee: Optional[Model] = None
+        self._callee: Optional[Servable] = None
         self._request: Optional[Request] = None
         self._unsent: Deque[Tuple[Optional[Outcome], bool]] = deque()
         self.closed = False

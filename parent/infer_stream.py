@@ -11,8 +11,8 @@ from typing import Iterator, Optional, Tuple
 from .arrays import InferResult, to_result
 from .backlog import Backlog
 from .errors import ServerError
-from .model import Model
 from .request import Outcome, Request, drop
+from .servable import Servable
 
 _LEAST_SECONDS = 0.001
 
@@ -60,7 +60,7 @@ class InferStream(Iterator[InferResult]):
 class Arrivals:
     """Where the responses to one request arrive. The request holds it, and so it must not hold the stream, whose end ends the request."""
 
-    def __init__(self, model: Model, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, model: Servable, loop: asyncio.AbstractEventLoop) -> None:
         self.model = model
         self.loop = loop
         self.queue: queue.SimpleQueue[Tuple[Optional[Outcome], bool]] = queue.SimpleQueue()

@@ -12,7 +12,7 @@ from .repository_index import LOADING, READY, UNAVAILABLE, UNLOADING
 if TYPE_CHECKING:
     from .core import Core
     from .instance import Instance
-    from .model import Model
+    from .servable import Servable
 
 Report = Dict[str, Any]
 
@@ -57,7 +57,7 @@ def _nothing(name: str) -> Dict[str, Any]:
     return {"name": name, "version": "", "state": "", "reason": "", "pending": 0, "shared_memory_bytes": 0, "instances": []}
 
 
-def _model(core: Core, model: Model) -> Dict[str, Any]:
+def _model(core: Core, model: Servable) -> Dict[str, Any]:
     if core.models.get(model.name, {}).get(model.version) is model:
         state = READY if model.ready else UNAVAILABLE
     else:

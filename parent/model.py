@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import threading
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Callable, List, Optional, Set, Tuple
 
-from ..shm.arena import Arena, Block
+from ..shm.arena import Block
 from ..shm.errors import OutOfSharedMemory, ProtocolError
-from ..shm.segment import Segment
-from . import classification, model_config, repository
+from . import model_config, repository
 from .alarm import Alarm
-from .batcher import DynamicBatcher
-from .batching import batching_of, describer, is_batched
+from .batching import is_batched
 from .environments import environment
 from .errors import Cancelled, ServerError, Unavailable
 from .instance import Instance, LoadFailed
@@ -26,8 +23,10 @@ from .news import News
 from .repository import ModelFiles
 from .request import Batch, Outcome, Request, drop
 from .response_order import ResponseOrder
-from .scheduler import Actions, DefaultScheduler, Reason, Scheduler
-from .statistics import Failure, ModelStatistics
+from .scheduler import Actions, Reason, Scheduler
+from .scheduling import scheduler_for
+from .servable import Servable
+from .statistics import Failure
 
 if TYPE_CHECKING:
     from .core import Core
@@ -35,16 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class SharedMemory(NamedTuple):
-    """In bytes. ``inputs``: where those of requests are put; ``inputs_used`` of it is in use. ``outputs``: what the stubs were given for
-    theirs, of which only they know how much is in use."""
-
-    inputs: int
-    inputs_used: int
-    outputs: int
-
-
-class Model:
+class Model(Servable):
     """``load`` starts its stubs; ``submit`` sends a request; ``stop`` ends it.
 
     ``submit``, ``cancel``, ``allocate``, ``reply`` and ``drain`` may be called in any thread: ``lock`` guards the arena, the scheduler
@@ -52,58 +42,30 @@ class Model:
     """
 
     def __init__(self, server: Core, files: ModelFiles, version: int, config: Any) -> None:
-        self.server = server
-        self.name = files.name
-        self.directory = files.path
-        self.version = version
-        self.config = config
-        self.config_dict = model_config.as_dict(config)
-        self.config_json = json.dumps(self.config_dict, separators=(",", ":"))
+        super().__init__(server, files, version, config)
         self.file = repository.model_file(server.options.backend_directory, files, version, config)
-        self.inputs = model_config.tensor_specs(config, config.input)
-        self.outputs = model_config.tensor_specs(config, config.output)
-        self.max_batch_size: int = config.max_batch_size
-        self.decoupled: bool = config.model_transaction_policy.decoupled
         self.max_concurrent = model_config.max_concurrent(config)
         self.cancel_coroutines = model_config.cancel_coroutines(config)
         self.environment = environment.Environment(None, {})
-        self.labels: Dict[str, classification.Labels] = {}
-        self.lock = threading.Lock()
-        self.segments: List[Segment] = []
-        self.arena = Arena(self._grow, server.options.backend.shm_growth_byte_size)
-        self.instances: List[Instance] = []
-        self.reason = ""
-        self.statistics = ModelStatistics(self.decoupled, self.max_batch_size > 0, *server.options.metrics.latencies(config))
-        self.memo: Dict[Any, Any] = {}
-        """What a front end has worked out about this model and wants to remember; it goes with the model."""
-        self._scheduler: Scheduler = DefaultScheduler(self.max_concurrent)
+        self._scheduler: Scheduler = scheduler_for(config, self.max_concurrent)
         self._order: Optional[ResponseOrder[Request]] = None
         self._batched = is_batched(config)
+        if self._batched and config.dynamic_batching.preserve_ordering:
+            self._order = ResponseOrder()
         self._worth_a_look = max(self.max_batch_size // 4, 1)
         """So many requests wait that it pays to look whether an instance is free."""
-        if self._batched:
-            self._scheduler = DynamicBatcher(batching_of(config), describer(config), self.max_concurrent)
-            if config.dynamic_batching.preserve_ordering:
-                self._order = ResponseOrder()
         self._order_lock = threading.RLock()
         self._alarm = Alarm(self._on_alarm)
         self._dirty: List[Instance] = []
         self._flush_due = False
         self._stuck: Set[Instance] = set()
-        self._stopping = False
         self._live = 0
-        self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
 
     @property
     def ready(self) -> bool:
         """Whether a request would be served: an instance is live, and the model is not being unloaded."""
         return not self._stopping and any(instance.state is State.READY for instance in self.instances)
-
-    @property
-    def stopping(self) -> bool:
-        """Whether it is on its way out."""
-        return self._stopping
 
     async def check_ready(self) -> None:
         """``ready``, and the model's own ``is_ready``, if it has one, in every live instance (spec 2.9).
@@ -125,10 +87,7 @@ class Model:
             LoadFailed: one of them did not load; the others are ended.
         """
         self.environment = await self._loop.run_in_executor(None, environment.prepare, self.config, self.directory, self.server.ending)
-        try:
-            self.labels = await self._loop.run_in_executor(None, classification.read_labels, self.directory, self.config)
-        except OSError as error:
-            raise LoadFailed(f"failed to open text file for read {error.filename}: {error.strerror}") from error
+        await self._read_labels()
         if self._stopping:
             raise LoadFailed("the server is ending, or the model was unloaded")
         try:
@@ -176,23 +135,6 @@ class Model:
         return bool(self._scheduler.waiting) or any(i.channel.in_flight and i.state is State.READY for i in self.instances)
 
     # Requests
-
-    def allocate(self, nbytes: int) -> Block:
-        """A block of the request arena.
-
-        Raises:
-            Unavailable: there is no room for it.
-        """
-        try:
-            with self.lock:
-                return self.arena.allocate(nbytes)
-        except OutOfSharedMemory as error:
-            raise self.no_room(error) from error
-
-    def no_room(self, error: OutOfSharedMemory) -> Unavailable:
-        """Counts a request whose inputs find no room; what its client is told."""
-        self.statistics.refused()
-        return Unavailable(f"the inputs of a request to model '{self.name}' find no room: {error}")
 
     def submit(self, request: Request) -> None:
         """Queues a request; ``request.respond`` will be called.
@@ -252,10 +194,6 @@ class Model:
             if instance is not None and instance.state in (State.READY, State.STOPPING) and not instance.broken:
                 instance.channel.hold(request, held)
 
-    def call_later(self, seconds: float, function: Callable[..., None], *arguments: Any) -> None:
-        """Calls a function in the server's loop, unless that has ended by then. In any thread."""
-        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, function, *arguments)
-
     def reply(self, instance: Instance, call: int, outcome: Optional[Outcome], final: bool) -> None:
         """Passes the outcome of a call that the model made on to its stub. In any thread."""
         with self.lock:
@@ -275,12 +213,6 @@ class Model:
             instance.channel.finalize()
             self._dirty.append(instance)
             self._flush()
-
-    def remember(self, key: Any, value: Any) -> None:
-        """Puts something in ``memo``; when there is too much, all of it goes."""
-        if len(self.memo) >= _REMEMBERED:
-            self.memo.clear()
-        self.memo[key] = value
 
     def unavailable_text(self) -> str:
         """Why a request cannot be served."""
@@ -493,9 +425,7 @@ class Model:
 
     def regroup(self, config: Any) -> None:
         """Takes on a configuration that differs in its instance groups; for the instances themselves see ``instance_change``."""
-        self.config = config
-        self.config_dict = model_config.as_dict(config)
-        self.config_json = json.dumps(self.config_dict, separators=(",", ":"))
+        self._set_config(config)
 
     def instance_gone(self, instance: Instance) -> None:
         """Its process ended: what it was executing fails, what it had not started goes to another instance, if there is one."""
@@ -547,23 +477,6 @@ class Model:
             handed = sum(instance.channel.waiting() for instance in self.instances if instance.state is State.READY)
             return self._scheduler.waiting + handed
 
-    def memory(self) -> SharedMemory:
-        """How much shared memory it has."""
-        with self.lock:
-            self.arena.collect()
-            free = self.arena.free_bytes()
-            inputs = sum(segment.size for segment in self.segments)
-            outputs = sum(segment.size for instance in self.instances for segment in instance.channel.loans.outputs.values())
-        return SharedMemory(inputs, inputs - free, outputs)
-
-    def _grow(self, nbytes: int) -> Segment:
-        segment = Segment.create(self.server.next_segment_id(), nbytes, as_it_fills=True)
-        self.segments.append(segment)
-        for instance in self.instances:
-            if instance.state in (State.LOADING, State.READY):
-                instance.announce(segment)
-        return segment
-
 
 Settled = Tuple[Request, Optional[Outcome], bool]
 
@@ -575,5 +488,4 @@ def _why(request: Request, reason: Reason) -> str:
 
 
 _KILL_SECONDS = 5.0
-_REMEMBERED = 1024
 _STUCK_SECONDS = 0.002

@@ -25,6 +25,7 @@ from .options import ALL_MODELS
 from .repository import RepositoryError
 from .repository_index import Index
 from .repository_poller import Poller
+from .servable import Servable
 
 if TYPE_CHECKING:
     from .core import Core
@@ -46,7 +47,7 @@ class _Attempt(NamedTuple):
     """A version that was to be loaded; ``reason`` says why it was not, and is "" if it was."""
 
     version: int
-    model: Optional[Model]
+    model: Optional[Servable]
     reason: str
 
 
@@ -65,8 +66,8 @@ class ModelControl:
         self._poller = Poller(core.options.model_repositories, core.options.backend_directory, core.options.model_config_name, self)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: Set[asyncio.Task[Any]] = set()
-        self._retiring: Dict[asyncio.Task[None], List[Model]] = {}
-        self.alive: Set[Model] = set()
+        self._retiring: Dict[asyncio.Task[None], List[Servable]] = {}
+        self.alive: Set[Servable] = set()
         """Every model that may have processes: those that are loaded or being loaded, and those that are on their way out."""
         self._starts: Set[asyncio.Task[None]] = set()
         self._temporaries: Set[str] = set()
@@ -301,7 +302,7 @@ class ModelControl:
                 logger.info("'%s' is loaded and has not changed", name, extra=about(facts(name)))
                 return
             if identity.but_groups == before.but_groups:
-                await self._change_groups(name, source, old, config, identity)
+                await self._change_groups(name, source, [model for model in old if isinstance(model, Model)], config, identity)
                 return
         self._loading[name] = versions
         attempts = await asyncio.gather(*(self._try_version(source, version, config) for version in versions))
@@ -384,7 +385,7 @@ class ModelControl:
         logger.info("successfully loaded '%s' version %d", files.name, version, extra=about(facts(files.name, version)))
         return _Attempt(version, model, "")
 
-    async def _start(self, model: Model) -> None:
+    async def _start(self, model: Servable) -> None:
         """``model.load``, which is never cancelled: it is ``stop`` that ends the model at any point of its life."""
         task = asyncio.ensure_future(model.load())
         self._starts.add(task)
@@ -413,7 +414,7 @@ class ModelControl:
             self._unloaded.pop(name, None)
             return self._retire(models, self._sources.pop(name, None), unloaded=name if models else "")
 
-    def _retire(self, models: List[Model], source: Optional[Source] = None, late: float = 0, unloaded: str = "") -> asyncio.Future[None]:
+    def _retire(self, models: List[Servable], source: Optional[Source] = None, late: float = 0, unloaded: str = "") -> asyncio.Future[None]:
         """Lets models that nobody finds any more finish and end, in the background, then removes their files."""
         if unloaded:
             self._leaving[unloaded] = self._leaving.get(unloaded, []) + [model.version for model in models]
@@ -422,7 +423,7 @@ class ModelControl:
         task.add_done_callback(self._retiring.pop)
         return task
 
-    async def _end(self, models: List[Model], source: Optional[Source], late: float, unloaded: str) -> None:
+    async def _end(self, models: List[Servable], source: Optional[Source], late: float, unloaded: str) -> None:
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._ending.wait(), late)
         await asyncio.gather(*(model.stop(DRAIN_SECONDS) for model in models))
@@ -447,6 +448,6 @@ class ModelControl:
         model_source.remove(source.temporary)
 
 
-def _is_whole(model: Model) -> bool:
+def _is_whole(model: Servable) -> bool:
     """Whether no instance has died."""
     return all(instance.state is not State.FAILED for instance in model.instances)

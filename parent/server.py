@@ -17,9 +17,9 @@ from .errors import Unavailable, Unsupported
 from .fork_server import ForkServer
 from .infer_stream import Arrivals, InferStream
 from .instance import LoadFailed
-from .model import Model
 from .options import ServerOptions
 from .request import Outcome, drop
+from .servable import Servable
 from .spawner import Spawner
 
 
@@ -99,7 +99,7 @@ class Server:
             raise Unavailable("the server is not running; use it in a with statement")
         return self._core
 
-    def _find(self, model: str, version: Optional[int]) -> Model:
+    def _find(self, model: str, version: Optional[int]) -> Servable:
         found = self.core.find(model, version)
         if found.decoupled:
             raise Unsupported(f"model '{model}' is decoupled and may answer more than once: use infer_stream or infer_stream_async")
@@ -327,7 +327,7 @@ class _Waiter:
         if self._sleeper is not None:
             self._sleeper.release()
 
-    def wait(self, model: Model, timeout: Optional[float]) -> Outcome:
+    def wait(self, model: Servable, timeout: Optional[float]) -> Outcome:
         try:
             if self._outcome is None:
                 model.poll(self._is_settled)

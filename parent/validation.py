@@ -12,7 +12,7 @@ from .errors import InvalidArgument
 from .model_config import TensorSpec
 
 if TYPE_CHECKING:
-    from .model import Model
+    from .servable import Servable
 
 _BATCH_NOTE = (
     "NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended to each input shape. "
@@ -53,7 +53,7 @@ class Layout(NamedTuple):
     slices: Tuple[RegionSlice, ...] = ()
 
 
-def lay_out(model: Model, given: Sequence[GivenInput]) -> Layout:
+def lay_out(model: Servable, given: Sequence[GivenInput]) -> Layout:
     """Checks names, data types, shapes and sizes, and places the inputs one after another, each on a cache line of its own; those that lie
     in regions of the client's stay there.
 
@@ -89,7 +89,7 @@ def lay_out(model: Model, given: Sequence[GivenInput]) -> Layout:
     return Layout(placements, indices, tuple(sorted(message)), size_class(offset), tuple(slices))
 
 
-def _check_names(model: Model, given: Sequence[GivenInput], specs: Dict[str, Tuple[int, TensorSpec]]) -> None:
+def _check_names(model: Servable, given: Sequence[GivenInput], specs: Dict[str, Tuple[int, TensorSpec]]) -> None:
     names = [one.name for one in given]
     seen: Set[str] = set()
     for name in names:
@@ -118,7 +118,7 @@ def _dims(shape: Sequence[int]) -> str:
     return "[" + ",".join(map(str, shape)) + "]"
 
 
-def _check_shape(model: Model, spec: TensorSpec, shape: Tuple[int, ...]) -> None:
+def _check_shape(model: Servable, spec: TensorSpec, shape: Tuple[int, ...]) -> None:
     batching = model.max_batch_size > 0
     if batching and shape and len(shape) == len(spec.shape):
         if shape[0] > model.max_batch_size:
@@ -138,7 +138,7 @@ def _check_shape(model: Model, spec: TensorSpec, shape: Tuple[int, ...]) -> None
         )
 
 
-def _check_size(model: Model, spec: TensorSpec, given: GivenInput) -> None:
+def _check_size(model: Servable, spec: TensorSpec, given: GivenInput) -> None:
     if spec.dtype is BYTES:
         return
     expected = element_count(given.shape) * spec.dtype.itemsize
@@ -148,7 +148,7 @@ def _check_size(model: Model, spec: TensorSpec, given: GivenInput) -> None:
         )
 
 
-def check_strings(model: Model, placement: Placement, wire: memoryview) -> None:
+def check_strings(model: Servable, placement: Placement, wire: memoryview) -> None:
     """Checks that a BYTES input holds as many strings as its shape says, now that its bytes are there.
 
     Raises:
@@ -159,7 +159,7 @@ def check_strings(model: Model, placement: Placement, wire: memoryview) -> None:
         raise InvalidArgument(wrong)
 
 
-def output_indices(model: Model, names: Sequence[str]) -> Optional[Tuple[int, ...]]:
+def output_indices(model: Servable, names: Sequence[str]) -> Optional[Tuple[int, ...]]:
     """The requested outputs as indices in the configuration; None when none are named, which means all.
 
     Raises:

@@ -21,9 +21,9 @@ from .. import classification
 from ..client_memory import RegionSlice
 from ..core import Core, version_number
 from ..errors import InternalError, InvalidArgument
-from ..model import Model
 from ..parameters import RequestParameters
 from ..request import Outcome, Output, OutputPlan, Request, Response
+from ..servable import Servable
 from ..validation import GivenInput, check_strings, lay_out, output_indices
 from .messages import pb
 from .parameters import classes_of, read_parameters, region_slice, wants_empty_final
@@ -94,7 +94,7 @@ class Plan:
         "writes",
     )
 
-    def __init__(self, model: Model, head: Head, sizes: Sequence[int]) -> None:
+    def __init__(self, model: Servable, head: Head, sizes: Sequence[int]) -> None:
         """Raises:
         InvalidArgument: the request is wrong; the text says why.
         """
@@ -137,7 +137,7 @@ class Plan:
             self.writes.append((index, where))
 
 
-def _given(model: Model, tensor: Any, number: int, sizes: Sequence[int]) -> Tuple[GivenInput, Source]:
+def _given(model: Servable, tensor: Any, number: int, sizes: Sequence[int]) -> Tuple[GivenInput, Source]:
     """An input, whose contents are those of that number if they are apart."""
     name, shape = tensor.name, tuple(tensor.shape)
     datatype = tensor.datatype if tensor.datatype in BY_NAME else _INVALID
@@ -162,7 +162,7 @@ def _given(model: Model, tensor: Any, number: int, sizes: Sequence[int]) -> Tupl
     return GivenInput(name, datatype, shape, sizes[number]), number
 
 
-def _typed_contents(model: Model, tensor: Any) -> bytes:
+def _typed_contents(model: Servable, tensor: Any) -> bytes:
     """The wire form of ``contents``."""
     wire = b""
     for field, datatypes in _CONTENTS.items():
@@ -207,7 +207,7 @@ class GrpcCodec:
                 self._heads[parts.head] = head
         return head
 
-    def plan(self, model: Model, head: Head, parts: InferRequestParts) -> Plan:
+    def plan(self, model: Servable, head: Head, parts: InferRequestParts) -> Plan:
         """Raises:
         InvalidArgument: the request is wrong; the text says why.
         """
@@ -297,7 +297,7 @@ def encode(plan: Plan, request_id: str, response: Response, more: bytes = b"") -
     return pieces
 
 
-def encode_empty(model: Model, request_id: str, more: bytes = b"") -> List[bytes]:
+def encode_empty(model: Servable, request_id: str, more: bytes = b"") -> List[bytes]:
     """A ``ModelInferResponse`` without outputs, as ``encode`` has it."""
     start = pb.ModelInferResponse(model_name=model.name, model_version=str(model.version), id=request_id)
     return [start.SerializeToString(), more]
@@ -327,7 +327,7 @@ def _classified(plan: Plan, response: Response) -> Tuple[bytes, List[Tuple[bytes
     return _start(model, described), tensors
 
 
-def _start(model: Model, outputs: Sequence[Tuple[Output, Sequence[int]]]) -> bytes:
+def _start(model: Servable, outputs: Sequence[Tuple[Output, Sequence[int]]]) -> bytes:
     message = pb.ModelInferResponse(model_name=model.name, model_version=str(model.version))
     for output, shape in outputs:
         message.outputs.add(name=output.name, datatype=output.dtype.name, shape=shape)

@@ -15,9 +15,9 @@ import grpc
 from ..core import Core, version_number
 from ..errors import InvalidArgument, NotFound, ServerError, Unavailable, Unsupported
 from ..header_forwarding import HeaderForwarding
-from ..model import Model
 from ..parameters import with_custom
 from ..request import Outcome, Request
+from ..servable import Servable
 from ..tracing.trace import Trace
 from .infer import GrpcCodec, Plan, encode, parts_of
 from .inline import STATUS, Call, details_of, internal
@@ -35,7 +35,7 @@ class _Inference:
 
     __slots__ = ("_call", "_model", "_on_over", "_plan", "_request", "_request_id", "answered", "trace")
 
-    def __init__(self, call: Call, model: Model, plan: Plan, request_id: str, on_over: Callable[[_Inference], None]) -> None:
+    def __init__(self, call: Call, model: Servable, plan: Plan, request_id: str, on_over: Callable[[_Inference], None]) -> None:
         self._call = call
         self._model = model
         self._plan = plan

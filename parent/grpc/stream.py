@@ -15,9 +15,9 @@ from typing import Any, Callable, Deque, List, Mapping, Optional, Set, Tuple
 from ..backlog import Backlog
 from ..core import Core
 from ..errors import ServerError, Unavailable
-from ..model import Model
 from ..parameters import with_custom
 from ..request import Outcome, Request, drop
+from ..servable import Servable
 from ..tracing.trace import Trace
 from .infer import GrpcCodec, Plan, encode, encode_empty, parts_of
 from .inline import MESSAGE_BYTES, Call, internal, too_large
@@ -67,7 +67,7 @@ class _Asked:
         self.model_name = ""
         self.decoupled = False
         self.empty_final = False
-        self.model: Optional[Model] = None
+        self.model: Optional[Servable] = None
         self.plan: Optional[Plan] = None
         self.request: Optional[Request] = None
         self.backlog: Optional[Backlog] = None

@@ -21,7 +21,7 @@ from .routes import MODEL, Operation, Route
 
 if TYPE_CHECKING:
     from ..core import Core
-    from ..model import Model
+    from ..servable import Servable
 
 _EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 _NOT_ONE = "generate expects model to produce exactly 1 response, use generate stream for model that generates various number of responses"
@@ -103,7 +103,7 @@ class GenerateApi:
 class _Responses:
     """The responses to one request, awaited one after another in the loop; they arrive in any thread."""
 
-    def __init__(self, model: Model, request_id: str) -> None:
+    def __init__(self, model: Servable, request_id: str) -> None:
         self._model = model
         self._request_id = request_id
         self._loop = asyncio.get_running_loop()
@@ -117,7 +117,7 @@ class _Responses:
         """The last response has arrived; what comes after it is dropped."""
 
     @classmethod
-    def ask(cls, model: Model, body: bytearray, forwarded: Mapping[str, str], trace: Optional[Trace]) -> _Responses:
+    def ask(cls, model: Servable, body: bytearray, forwarded: Mapping[str, str], trace: Optional[Trace]) -> _Responses:
         """Submits a request.
 
         Raises:

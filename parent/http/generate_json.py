@@ -21,7 +21,7 @@ from . import json_tensor
 from .json_document import is_parameter, member, not_a, put_custom_parameter
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from ..servable import Servable
 
 _NESTED = "parameters"
 _ID = "id"
@@ -37,7 +37,7 @@ class GenerateRequest(NamedTuple):
     priority: int
 
 
-def parse(model: Model, body: Union[bytes, bytearray], forwarded: Mapping[str, str]) -> GenerateRequest:
+def parse(model: Servable, body: Union[bytes, bytearray], forwarded: Mapping[str, str]) -> GenerateRequest:
     """Parses and checks a body.
 
     Args:
@@ -58,7 +58,7 @@ def parse(model: Model, body: Union[bytes, bytearray], forwarded: Mapping[str, s
     return GenerateRequest(request_id, layout, reader.data, reader.parameters.extras(request_id), reader.parameters.priority)
 
 
-def encode(model: Model, request_id: str, response: Response) -> bytes:
+def encode(model: Servable, request_id: str, response: Response) -> bytes:
     """The JSON text of a response, which is released. Its members are in the order of their names.
 
     Raises:

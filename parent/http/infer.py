@@ -17,7 +17,7 @@ from .infer_header import InferHeader, parse_header, remembered_header
 from .json_document import check_size
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from ..servable import Servable
 
 _REGION_KEY = b'"shared_memory_region"'
 
@@ -31,7 +31,7 @@ class InferBody:
         limit: most bytes of JSON, or of raw data, to take.
     """
 
-    def __init__(self, model: Model, header_length: Optional[int], content_length: Optional[int], limit: int) -> None:
+    def __init__(self, model: Servable, header_length: Optional[int], content_length: Optional[int], limit: int) -> None:
         self._model = model
         self._limit = limit
         self._whole = not header_length
@@ -218,7 +218,7 @@ class InferBody:
         raise InvalidArgument(f"inference header size should be in range (0, {body or 0}), got: {self._header_length}")
 
 
-def make_request(model: Model, header: InferHeader, block: Block, respond: Callable[[Optional[Outcome], bool], None]) -> Request:
+def make_request(model: Servable, header: InferHeader, block: Block, respond: Callable[[Optional[Outcome], bool], None]) -> Request:
     """The request of a body that is complete; it has the block.
 
     Raises:

@@ -17,7 +17,7 @@ from . import json_tensor
 from .json_document import boolean, member, not_a, parameters_of, put_parameter, unsigned
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from ..servable import Servable
 
 _REMEMBERED_BYTES = 4096
 _SOURCES = ("data", "binary_data_size", "shared_memory_region")
@@ -78,7 +78,7 @@ class InferHeader:
         return self.default_binary
 
 
-def remembered_header(model: Model, data: bytes) -> InferHeader:
+def remembered_header(model: Servable, data: bytes) -> InferHeader:
     """What ``parse_header`` says of ``data``, parsed only once where that is possible."""
     header: Optional[InferHeader] = model.memo.get(data)
     if header is None:
@@ -88,7 +88,7 @@ def remembered_header(model: Model, data: bytes) -> InferHeader:
     return header
 
 
-def parse_header(model: Model, data: Union[bytes, bytearray]) -> InferHeader:
+def parse_header(model: Servable, data: Union[bytes, bytearray]) -> InferHeader:
     """Parses, checks and lays out the JSON part of a request.
 
     Raises:
@@ -115,7 +115,7 @@ def parse_header(model: Model, data: Union[bytes, bytearray]) -> InferHeader:
     return InferHeader(request_id, layout, literals, binary, extras, dict(outputs) or None, default_binary, writes, parameters.priority)
 
 
-def _parse_input(model: Model, one: Any) -> Tuple[GivenInput, Optional[bytes]]:
+def _parse_input(model: Servable, one: Any) -> Tuple[GivenInput, Optional[bytes]]:
     """An input, and its bytes if they are in the JSON."""
     name = member(one, "name", str, "string")
     shape = _parse_shape(member(one, "shape", list, "array"))
@@ -142,7 +142,7 @@ def _parse_input(model: Model, one: Any) -> Tuple[GivenInput, Optional[bytes]]:
     return GivenInput(name, datatype, shape, place.nbytes, place), None
 
 
-def _parse_region(model: Model, parameters: Dict[str, Any]) -> RegionSlice:
+def _parse_region(model: Servable, parameters: Dict[str, Any]) -> RegionSlice:
     """Where in shared memory of the client's a tensor lies, or is to go."""
     region = member(parameters, "shared_memory_region", str, "string")
     offset = unsigned(parameters, "shared_memory_offset") if "shared_memory_offset" in parameters else 0
@@ -172,7 +172,7 @@ def _parse_parameters(document: Any) -> Tuple[bool, RequestParameters]:
     return default_binary, parameters
 
 
-def _parse_outputs(model: Model, document: Any, default_binary: bool) -> List[Tuple[str, RequestedOutput]]:
+def _parse_outputs(model: Servable, document: Any, default_binary: bool) -> List[Tuple[str, RequestedOutput]]:
     outputs = []
     for one in member(document, "outputs", list, "array", []):
         name = member(one, "name", str, "string")

@@ -17,8 +17,8 @@ from typing import Any, List, Optional
 import msgspec
 
 from ..errors import InternalError, ServerError, Unsupported
-from ..model import Model
 from ..request import Outcome, Request, drop
+from ..servable import Servable
 from ..tracing.trace import Trace
 from . import infer, response
 from .bounded_head import BoundedHeadProtocol
@@ -53,7 +53,7 @@ class InferCycle:
 
     message_event = _NoEvent()
 
-    def __init__(self, protocol: InferProtocol, model: Model, body: infer.InferBody, keep_alive: bool) -> None:
+    def __init__(self, protocol: InferProtocol, model: Servable, body: infer.InferBody, keep_alive: bool) -> None:
         self._protocol = protocol
         self._model = model
         self.body = body

@@ -15,7 +15,7 @@ from . import json_tensor
 from .infer_header import InferHeader
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from ..servable import Servable
 
 SMALL_BYTES = 16 << 10
 """Outputs up to this size are copied into one piece with the JSON, which is cheaper than handing each to the socket."""
@@ -37,7 +37,7 @@ def takes_long(header: InferHeader, response: Response) -> bool:
     return header.classified and response.plan.nbytes > _SORTED_BYTES
 
 
-def encode(model: Model, header: InferHeader, response: Response) -> Encoded:
+def encode(model: Servable, header: InferHeader, response: Response) -> Encoded:
     """The body of a response, which is released, or will be when the last piece is dropped.
 
     Raises:
@@ -58,7 +58,7 @@ def encode(model: Model, header: InferHeader, response: Response) -> Encoded:
     return Encoded(pieces, len(text) + nbytes, len(text) if nbytes else None)
 
 
-def _prepare(model: Model, header: InferHeader, response: Response) -> Tuple[bytes, List[Output]]:
+def _prepare(model: Servable, header: InferHeader, response: Response) -> Tuple[bytes, List[Output]]:
     """The JSON part and the outputs that follow it. All-binary ones depend only on the header and the plan, and are remembered."""
     plan = response.plan
     outputs = _as_requested(header, plan.outputs)
@@ -73,7 +73,7 @@ def _prepare(model: Model, header: InferHeader, response: Response) -> Tuple[byt
     return prepared
 
 
-def _encode_classified(model: Model, header: InferHeader, response: Response) -> Encoded:
+def _encode_classified(model: Servable, header: InferHeader, response: Response) -> Encoded:
     """``encode`` where classes stand in place of some outputs; in one piece, for they are few."""
     assert header.outputs is not None
     outputs: List[Output] = []
@@ -102,7 +102,7 @@ def _as_requested(header: InferHeader, outputs: List[Output]) -> List[Output]:
     return sorted(outputs, key=lambda output: place[output.name])
 
 
-def _head(model: Model, header: InferHeader, parameters: str, outputs: List[Output], copy: Callable[[Output], bytes]) -> bytes:
+def _head(model: Servable, header: InferHeader, parameters: str, outputs: List[Output], copy: Callable[[Output], bytes]) -> bytes:
     parts = []
     for output in outputs:
         start = msgspec.json.encode({"name": output.name, "datatype": output.dtype.name, "shape": output.shape})[:-1]

@@ -12,7 +12,7 @@ from .latency import Latencies
 from .options import FIRST_RESPONSE
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from ..servable import Servable
 
 _COUNTERS: Tuple[Tuple[str, str, Callable[[ModelStatistics], int]], ...] = (
     ("nv_inference_count", "Number of inferences performed (does not include cached requests)", lambda s: s.inferences),
@@ -37,7 +37,7 @@ _SUMMARIES = (
 
 _NANOSECONDS = 1e-9
 
-_Labelled = Tuple[Dict[str, str], "Model"]
+_Labelled = Tuple[Dict[str, str], "Servable"]
 
 
 class InferenceMetrics:
@@ -47,7 +47,7 @@ class InferenceMetrics:
         durations: whether there are counters of them.
     """
 
-    def __init__(self, models: Callable[[], Iterable[Model]], durations: bool) -> None:
+    def __init__(self, models: Callable[[], Iterable[Servable]], durations: bool) -> None:
         self._models = models
         self._durations = durations
 

@@ -16,7 +16,7 @@ from .context import SpanContext
 from .settings import Wanted
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from ..servable import Servable
 
 Token = Tuple[int, int, str]
 """A trace as a message has it: number, what is traced (``_TIMESTAMPS``, ``_TENSORS``) and the span's context as JSON, "" if it has none."""
@@ -98,7 +98,7 @@ class Trace:
         if self._wanted.timestamps:
             self._record.entries.append(Event(name, ns or perf_counter_ns()))
 
-    def submitted(self, model: Model, request: Request) -> None:
+    def submitted(self, model: Servable, request: Request) -> None:
         """The request, which is now on its way to the model."""
         request_id = request.extras[0] if request.extras else ""
         self._record.entries.append(Started(model.name, model.version, request_id))
@@ -132,7 +132,7 @@ def wanted_of(token: Token, log_frequency: int) -> Wanted:
     return Wanted(bool(token[1] & _TIMESTAMPS), bool(token[1] & _TENSORS), log_frequency)
 
 
-def _inputs(model: Model, request: Request) -> List[TracedTensor]:
+def _inputs(model: Servable, request: Request) -> List[TracedTensor]:
     """Copies of the inputs; those in shared memory of the client's without their bytes."""
     tensors = []
     for index, dtype, shape, number, offset, nbytes in request.inputs:

@@ -1,0 +1,188 @@
+"""What requests can be sent to, whoever executes them: a configuration, the memory of its requests, and what is counted of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional
+
+from ..shm.arena import Arena, Block
+from ..shm.errors import OutOfSharedMemory
+from ..shm.segment import Segment
+from . import classification, model_config
+from .errors import ServerError, Unavailable
+from .instance import Instance, LoadFailed
+from .lifecycle import State
+from .repository import ModelFiles
+from .request import Request
+from .statistics import ModelStatistics
+
+if TYPE_CHECKING:
+    from .core import Core
+
+
+class SharedMemory(NamedTuple):
+    """In bytes. ``inputs``: where those of requests are put; ``inputs_used`` of it is in use. ``outputs``: what the stubs were given for
+    theirs, of which only they know how much is in use."""
+
+    inputs: int
+    inputs_used: int
+    outputs: int
+
+
+class Servable(ABC):
+    """One version of a model as those see it who send requests."""
+
+    def __init__(self, server: Core, files: ModelFiles, version: int, config: Any) -> None:
+        self.server = server
+        self.name = files.name
+        self.directory = files.path
+        self.version = version
+        self._set_config(config)
+        self.inputs = model_config.tensor_specs(config, config.input)
+        self.outputs = model_config.tensor_specs(config, config.output)
+        self.max_batch_size: int = config.max_batch_size
+        self.decoupled: bool = config.model_transaction_policy.decoupled
+        self.labels: Dict[str, classification.Labels] = {}
+        self.lock = threading.Lock()
+        self.segments: List[Segment] = []
+        self.arena = Arena(self._grow, server.options.backend.shm_growth_byte_size)
+        self.instances: List[Instance] = []
+        self.reason = ""
+        """Why it did not load, if it did not."""
+        self.statistics = ModelStatistics(self.decoupled, self.max_batch_size > 0, *server.options.metrics.latencies(config))
+        self.memo: Dict[Any, Any] = {}
+        """What a front end has worked out about this model and wants to remember; it goes with the model."""
+        self._stopping = False
+        self._loop = asyncio.get_running_loop()
+
+    def _set_config(self, config: Any) -> None:
+        self.config = config
+        self.config_dict = model_config.as_dict(config)
+        self.config_json = json.dumps(self.config_dict, separators=(",", ":"))
+
+    # Life
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether a request would be served."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it is on its way out."""
+        return self._stopping
+
+    @abstractmethod
+    async def check_ready(self) -> None:
+        """``ready``, and what the model's own code says of it (spec 2.9).
+
+        Raises:
+            Unavailable: why not.
+        """
+
+    @abstractmethod
+    async def load(self) -> None:
+        """Returns when it serves.
+
+        Raises:
+            ConfigError: its configuration asks for what is not to be had.
+            LoadFailed: it does not serve, and nothing of it is left.
+        """
+
+    @abstractmethod
+    async def stop(self, seconds: float) -> None:
+        """Takes no more requests, lets those that it has finish, within ``seconds``, and ends."""
+
+    async def _read_labels(self) -> None:
+        try:
+            self.labels = await self._loop.run_in_executor(None, classification.read_labels, self.directory, self.config)
+        except OSError as error:
+            raise LoadFailed(f"failed to open text file for read {error.filename}: {error.strerror}") from error
+
+    @abstractmethod
+    def unavailable_text(self) -> str:
+        """Why a request cannot be served."""
+
+    # Requests
+
+    @abstractmethod
+    def submit(self, request: Request) -> None:
+        """Queues a request; ``request.respond`` will be called. In any thread.
+
+        Raises:
+            Unavailable: it is not ready. The request's blocks are given back.
+        """
+
+    @abstractmethod
+    def cancel(self, request: Request, reason: Optional[ServerError] = None) -> None:
+        """Nobody wants the answer any more. A request that is not executed yet is answered at once, with ``reason`` or CANCELLED; of one
+        that is, the model is told, and goes on as it likes. In any thread."""
+
+    @abstractmethod
+    def hold(self, request: Request, held: bool) -> None:
+        """Has the model wait with the next response to a request, or go on. In any thread."""
+
+    @abstractmethod
+    def poll(self, done: Callable[[], bool]) -> None:
+        """Looks in the calling thread for what comes back until ``done``, for as long as an answer is expected soon."""
+
+    @property
+    @abstractmethod
+    def in_flight(self) -> int:
+        """How many requests are being executed or have been handed over for it."""
+
+    @abstractmethod
+    def pending(self) -> int:
+        """How many requests wait to be executed."""
+
+    def call_later(self, seconds: float, function: Callable[..., None], *arguments: Any) -> None:
+        """Calls a function in the server's loop, unless that has ended by then. In any thread."""
+        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, function, *arguments)
+
+    def remember(self, key: Any, value: Any) -> None:
+        """Puts something in ``memo``; when there is too much, all of it goes."""
+        if len(self.memo) >= _REMEMBERED:
+            self.memo.clear()
+        self.memo[key] = value
+
+    # Memory
+
+    def allocate(self, nbytes: int) -> Block:
+        """A block of the request arena.
+
+        Raises:
+            Unavailable: there is no room for it.
+        """
+        try:
+            with self.lock:
+                return self.arena.allocate(nbytes)
+        except OutOfSharedMemory as error:
+            raise self.no_room(error) from error
+
+    def no_room(self, error: OutOfSharedMemory) -> Unavailable:
+        """Counts a request whose inputs find no room; what its client is told."""
+        self.statistics.refused()
+        return Unavailable(f"the inputs of a request to model '{self.name}' find no room: {error}")
+
+    def memory(self) -> SharedMemory:
+        """How much shared memory it has."""
+        with self.lock:
+            self.arena.collect()
+            free = self.arena.free_bytes()
+            inputs = sum(segment.size for segment in self.segments)
+            outputs = sum(segment.size for instance in self.instances for segment in instance.channel.loans.outputs.values())
+        return SharedMemory(inputs, inputs - free, outputs)
+
+    def _grow(self, nbytes: int) -> Segment:
+        segment = Segment.create(self.server.next_segment_id(), nbytes, as_it_fills=True)
+        self.segments.append(segment)
+        for instance in self.instances:
+            if instance.state in (State.LOADING, State.READY):
+                instance.announce(segment)
+        return segment
+
+
+_REMEMBERED = 1024
