@@ -1,4 +1,4 @@
-"""The command ``stublet``: ``serve``, ``infer`` and ``ps``."""
+"""The command ``stublet``: ``serve``, ``infer``, ``ps`` and ``doctor``."""
 
 from __future__ import annotations
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+from ..byte_size import size
 from ..repository_index import READY
 from .http_client import ClientError, HttpClient
 
 INSTANCES = "/v2/stublet/instances"
 _NOT_FOUND = 404
 _NONE = "-"
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _COLUMNS = ("model", "version", "instance", "pid", "device", "state", "running", "queue", "memory", "shared memory")
 _INDEX_COLUMNS = ("model", "version", "state")
 
@@ -93,16 +93,6 @@ def of_index(about: Dict[str, Any], url: str, ready: bool, index: Sequence[Dict[
     count = len({row["name"] for row in index if row.get("state") == READY})
     facts = (f"{about.get('name', '')} {about.get('version', '')}", url, "ready" if ready else "NOT READY", _models_ready(count))
     return Listing(" · ".join(facts), _INDEX_COLUMNS, rows, notes)
-
-
-def size(nbytes: Optional[int]) -> str:
-    """``12.3MiB``; a dash for what is not known."""
-    if nbytes is None:
-        return _NONE
-    value, unit = float(nbytes), 0
-    while value >= 1024 and unit < len(_UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    return f"{value:.0f}{_UNITS[unit]}" if unit == 0 or value >= 100 else f"{value:.1f}{_UNITS[unit]}"
 
 
 def duration(seconds: float) -> str:

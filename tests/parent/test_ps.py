@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Dict
 
 import pytest
-from stublet.parent.cli.ps_report import duration, of_index, of_report, size
+from stublet.parent.byte_size import size
+from stublet.parent.cli.ps_report import duration, of_index, of_report
 from stublet.parent.status_table import plain_lines, rich_table
 
 ABOUT = {"name": "triton", "version": "2.73.0"}
