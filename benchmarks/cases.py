@@ -78,16 +78,29 @@ def add_sub(model: str = "add_sub") -> InferRequest:
     )
 
 
-def identity_fp32(size: int) -> InferRequest:
+def identity_fp32(size: int, model: str = "identity_fp32") -> InferRequest:
     """`size` bytes of FP32 in and out."""
     tensor = _fp32(np.random.default_rng(2).random(size // 4, dtype=np.float32))
-    return build_request("identity_fp32", {"INPUT0": tensor}, {"OUTPUT0": tensor})
+    return build_request(model, {"INPUT0": tensor}, {"OUTPUT0": tensor})
+
+
+def ensemble(size: int) -> InferRequest:
+    """The same of an ensemble of three such models, one after the other."""
+    return identity_fp32(size, "ensemble_fp32")
 
 
 def identity_batch() -> InferRequest:
     """One FP32[1, 4] in and out, of a model with dynamic batching."""
     tensor = _fp32(np.random.default_rng(4).random((1, 4), dtype=np.float32))
     return build_request("identity_batch", {"INPUT0": tensor}, {"OUTPUT0": tensor})
+
+
+def product(model: str) -> InferRequest:
+    """One image, FP32[1, 3, 64, 64], in; of the product with the weights of a model with dynamic batching, FP32[1, 16], out. All are small
+    integers, so that no order of adding them up makes a difference."""
+    weights = np.random.default_rng(0).integers(-4, 5, (256, 16)).astype(np.float32)
+    image = np.random.default_rng(5).integers(0, 8, (1, 3, 64, 64)).astype(np.float32)
+    return build_request(model, {"INPUT0": _fp32(image)}, {"OUTPUT0": _fp32(image.reshape(1, 256, 48).sum(axis=2) @ weights)})
 
 
 def identity_bytes(varying: bool) -> InferRequest:
@@ -105,6 +118,12 @@ LOAD_CASES: Sequence[LoadCase] = (
     *(LoadCase(f"small-{count}", add_sub, connections=count) for count in (1, 4, 16, 64)),
     *(LoadCase(f"large-{size}M", partial(identity_fp32, size * _MIB), large=True) for size in (1, 16, 64)),
     *(LoadCase(f"batch-{count}", identity_batch, connections=count) for count in (16, 64)),
+    *(
+        LoadCase(f"batch-{how}", partial(product, f"product_{how.replace('-', '_')}"), connections=64)
+        for how in ("by-hand", "concatenated")
+    ),
+    *(LoadCase(f"ensemble-small-{count}", partial(ensemble, 16), connections=count) for count in (1, 4)),
+    LoadCase("ensemble-large-16M", partial(ensemble, 16 * _MIB), large=True),
     LoadCase("bytes-equal", partial(identity_bytes, varying=False)),
     LoadCase("bytes-varying", partial(identity_bytes, varying=True)),
 )

@@ -110,7 +110,7 @@ async def _measure(core: Any, count: int) -> dict[str, list[int]]:
         t1 = perf_counter_ns()
         submit(submitted.pop())
         t2 = perf_counter_ns()
-        model._flush_turn()
+        model.pump.turn()
         t3 = perf_counter_ns()
         deadline = t3 + 10**10
         while not instance.channel.ready():

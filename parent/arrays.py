@@ -11,8 +11,10 @@ from ..shm import bytes_codec
 from ..shm.dtype import BF16, BY_NUMPY, BYTES, DataType
 from ..shm.errors import OutOfSharedMemory
 from .errors import InvalidArgument, ServerError
+from .parameters import EXPECTS, MAX_UNSIGNED, Expected, RequestParameters
 from .request import Outcome, Output, Request
 from .servable import Servable
+from .slabs import request_at
 from .validation import GivenInput, Layout, lay_out, output_indices
 
 COPIED_BYTES = 16 << 10
@@ -56,17 +58,22 @@ def to_request(
         layout = lay_out(model, given)
         model.remember(key, layout)
     indices = output_indices(model, outputs)
+    told = _told(parameters) if parameters else None
     extras: Tuple[Any, ...] = ()
-    if request_id or indices is not None or parameters:
-        extras = (request_id, indices, msgspec.json.encode(parameters or {}).decode(), 0, 0, 0)
-    block = model.allocate(layout.nbytes)
+    if told is not None:
+        extras = told.extras(request_id, indices)
+    elif request_id or indices is not None:
+        extras = (request_id, indices, "{}", 0, 0, 0)
+    block = model.place(layout)
     try:
         for place, data in zip(layout.placements, datas):
             block.write(place.offset, data, place.nbytes)
     except OutOfSharedMemory as error:
         model.arena.dropped.append(block)
         raise model.no_room(error) from error
-    request = Request([(block, layout.nbytes)], layout.inputs, extras, settle)
+    request = request_at(block, layout, extras, settle)
+    if told is not None:
+        request.priority = told.priority
     if model.server.tracer.active:
         request.trace = model.server.tracer.sample(model.name)
     return request
@@ -84,6 +91,23 @@ def _wire_form(name: str, array: np.ndarray, model: Servable) -> Tuple[DataType,
     if array.dtype == np.uint16 and any(spec.name == name and spec.dtype is BF16 for spec in model.inputs):
         dtype = BF16
     return dtype, array if array.flags.c_contiguous else np.array(array, order="C")
+
+
+def _told(parameters: Parameters) -> RequestParameters:
+    """Those that have a meaning, as a client's, and those for the model.
+
+    Raises:
+        InvalidArgument: one that has a meaning is of a wrong type.
+    """
+    told = RequestParameters()
+    for key, value in parameters.items():
+        expected = EXPECTS.get(key)
+        number = type(value) is int and 0 <= value <= MAX_UNSIGNED
+        text = expected is Expected.UNSIGNED_OR_STRING and isinstance(value, str)
+        if expected is not None and not (isinstance(value, bool) if expected is Expected.BOOL else number or text):
+            raise InvalidArgument(f"parameter '{key}' must be a {expected.value}, not {value!r}")
+        told.put(key, value)
+    return told
 
 
 def to_result(model: Servable, outcome: Outcome) -> InferResult:

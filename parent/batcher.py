@@ -208,10 +208,10 @@ class DynamicBatcher(Generic[Instance, Request]):
 
     def _free(self) -> Optional[Instance]:
         """Who may have the next batch. A lone instance may have one more than it executes, if that cannot grow any more: it waits in its ring
-        instead of in the queue, and is begun without a look at this side."""
+        instead of in the queue, and is begun without a look at this side. What has a deadline waits where that can be seen to."""
         if self._idle:
             return self._idle[-1] if self._capacity == 1 else min(reversed(self._idle), key=self._load.__getitem__)
-        if len(self._load) == 1 and len(self._levels) == 1 and self._items >= self._most:
+        if len(self._load) == 1 and len(self._levels) == 1 and self._items >= self._most and not self._deadlines:
             ((instance, load),) = self._load.items()
             if load == self._capacity:
                 return instance
@@ -251,7 +251,7 @@ class DynamicBatcher(Generic[Instance, Request]):
             if chosen:
                 if reached > self._most and not best:
                     best, best_count = total, len(chosen)
-                if reached > batching.max_size or (arrival.shapes != last and not _agree(shapes, arrival.shapes)):
+                if reached > batching.max_size or (arrival.shapes != last and not agree(shapes, arrival.shapes)):
                     grows = False
                     break
             last = arrival.shapes
@@ -285,5 +285,5 @@ def _live(level: _Level[Request]) -> Iterator[_Waiting[Request]]:
                 yield waiting
 
 
-def _agree(shapes: Mapping[int, Tuple[int, ...]], more: Shapes) -> bool:
+def agree(shapes: Mapping[int, Tuple[int, ...]], more: Shapes) -> bool:
     return all(shapes.get(index, shape) == shape for index, shape in more)

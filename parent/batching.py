@@ -9,6 +9,9 @@ from .batcher import Arrival, Batching, QueuePolicy
 if TYPE_CHECKING:
     from .request import Request
 
+_MOST_LEVELS = 4096
+"""Each has a queue."""
+
 
 def is_batched(config: Any) -> bool:
     """Whether requests are executed together."""
@@ -30,6 +33,8 @@ def check_batching(config: Any, name: str) -> None:
         if size > max(config.max_batch_size, 1):
             raise ValueError(f"dynamic batching preferred size must be <= max batch size for {name}")
     levels = batching.priority_levels
+    if levels > _MOST_LEVELS:
+        raise ValueError(f"'priority_levels' must be at most {_MOST_LEVELS} for {name}")
     if levels and not 1 <= batching.default_priority_level <= levels:
         raise ValueError(f"default priority level must be in range [1, {levels}] for {name}")
     for level in batching.priority_queue_policy:
@@ -42,8 +47,12 @@ def check_batching(config: Any, name: str) -> None:
             raise ValueError(f"Queue policy can not have DELAY as timeout action when 'preserve_ordering' is true for {name}")
 
 
-def batching_of(config: Any) -> Batching:
-    """What a checked configuration says."""
+def batching_of(config: Any, max_queue_size: int = 0) -> Batching:
+    """What a checked configuration says.
+
+    Args:
+        max_queue_size: of a queue whose policy has none.
+    """
     section = config.dynamic_batching
     return Batching(
         max_size=max(config.max_batch_size, 1),
@@ -51,14 +60,14 @@ def batching_of(config: Any) -> Batching:
         delay_ns=section.max_queue_delay_microseconds * 1000,
         levels=max(section.priority_levels, 1),
         default_level=max(section.default_priority_level, 1),
-        policies={level: _policy(policy) for level, policy in section.priority_queue_policy.items()},
-        default_policy=_policy(section.default_queue_policy),
+        policies={level: _policy(policy, max_queue_size) for level, policy in section.priority_queue_policy.items()},
+        default_policy=_policy(section.default_queue_policy, max_queue_size),
     )
 
 
-def _policy(policy: Any) -> QueuePolicy:
+def _policy(policy: Any, max_queue_size: int) -> QueuePolicy:
     timeout_ns = policy.default_timeout_microseconds * 1000
-    return QueuePolicy(policy.max_queue_size, timeout_ns, policy.allow_timeout_override, bool(policy.timeout_action))
+    return QueuePolicy(policy.max_queue_size or max_queue_size, timeout_ns, policy.allow_timeout_override, bool(policy.timeout_action))
 
 
 def describer(config: Any) -> Callable[[Request], Arrival]:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optiona
 from ..shm.dtype import BY_CODE, BYTES
 from ..shm.message import BLOCKING, STREAM
 from .errors import InternalError, InvalidArgument, ServerError, Unavailable
-from .lifecycle import State
 from .log import about
 from .news import Call, News
 from .request import Outcome, Request
@@ -25,6 +24,7 @@ from .validation import GivenInput, Placement, check_strings, lay_out, output_in
 if TYPE_CHECKING:
     from .core import Core
     from .instance import Instance
+    from .rate_limits import RateLimits
     from .servable import Servable
 
 _GRACE_SECONDS = 10.0
@@ -102,19 +102,20 @@ class Router:
             Unavailable: naming the cycle.
         """
         call = caller.open_calls[number]
-        if not any(instance.open_calls for instance in call.callee.instances):
+        limits = self._core.limits
+        if limits is None and not any(instance.open_calls for servers in _servers(call) for instance in servers):
             return
-        if not call.blocking:
-            self._loop.call_soon_threadsafe(self._loop.call_later, _GRACE_SECONDS, self._look_again, caller, number, call)
-            return
-        cycle = cycle_of(caller, call)
+        cycle = cycle_of(caller, call, limits) if call.blocking else []
         if cycle:
             raise _never_served(cycle)
+        if limits is not None or not call.blocking:
+            # Who comes first where resources are limited may change.
+            self._loop.call_soon_threadsafe(self._loop.call_later, _GRACE_SECONDS, self._look_again, caller, number, call)
 
     def _look_again(self, caller: Instance, number: int, call: OpenCall) -> None:
         if caller.open_calls.get(number) is not call:
             return
-        cycle = cycle_of(caller, call)
+        cycle = cycle_of(caller, call, self._core.limits)
         if cycle:
             error = _never_served(cycle)
             logger.error("model '%s', instance '%s': %s", caller.model.name, caller.name, error, extra=about(caller.facts))
@@ -168,35 +169,41 @@ class _Plan(NamedTuple):
 def _plan(callee: Servable, call: Call) -> _Plan:
     given = [GivenInput(name, BY_CODE[dtype].name, shape, nbytes) for name, dtype, shape, _, _, nbytes in call.inputs]
     layout = lay_out(callee, given)
+    shapes = {index: shape for index, _, shape, *_ in layout.inputs}
     inputs, strings = [], []
-    for index, place, (_, dtype, shape, block, offset, nbytes) in zip(layout.indices, layout.placements, call.inputs):
-        inputs.append((index, dtype, shape, block, offset, nbytes))
+    for index, place, (_, dtype, _, block, offset, nbytes) in zip(layout.indices, layout.placements, call.inputs):
+        inputs.append((index, dtype, shapes[index], block, offset, nbytes))
         if dtype == BYTES.code:
             strings.append((place, block, offset))
     return _Plan(tuple(sorted(inputs)), strings, output_indices(callee, sorted(call.requested)))
 
 
-def cycle_of(caller: Instance, call: OpenCall) -> List[str]:
+def cycle_of(caller: Instance, call: OpenCall, limits: Optional[RateLimits] = None) -> List[str]:
     """The instances that a call of the caller waits for, one after the other, up to one that is named for the second time; empty if the
     call may yet be served.
 
     For a blocking call only calls count that are known to keep their callers from going on; for any other one, every call does.
+
+    Args:
+        limits: an instance may also wait for those who have the resources that it needs.
     """
     if not caller.channel.executing() or _is_over(call):
         return []
-    waits = {caller: [_servers(call)]}  # for each call of an instance that is not free, those who may serve it
+    waits = {caller: _servers(call)}  # for each execution that an instance waits for, which is not free, those who may take it up
     free: Set[Instance] = set()
-    todo = list(_servers(call))
+    todo = [server for servers in waits[caller] for server in servers]
     while todo:
         instance = todo.pop()
         if instance in waits or instance in free:
             continue
         calls = [other for other in list(instance.open_calls.values()) if (other.blocking or not call.blocking) and not _is_over(other)]
         if calls and instance.channel.executing():
-            waits[instance] = [_servers(other) for other in calls]
-            todo.extend(server for servers in waits[instance] for server in servers)
+            waits[instance] = [servers for other in calls for servers in _servers(other)]
+        elif limits is not None and not instance.channel.executing() and (holders := limits.in_the_way(instance)):
+            waits[instance] = holders
         else:
             free.add(instance)
+        todo.extend(server for servers in waits.get(instance, ()) for server in servers)
     while True:
         # Free some time, too, is who waits only for those that are.
         more = {i for i, calls in waits.items() if i not in free and all(not free.isdisjoint(servers) for servers in calls)}
@@ -211,10 +218,9 @@ def _is_over(call: OpenCall) -> bool:
     return call.request.answered or call.request.returned
 
 
-def _servers(call: OpenCall) -> List[Instance]:
-    """Those who may take the call up: whom it was handed to, or every instance."""
-    handed_to = call.request.instance
-    return [i for i in call.callee.instances if i.state is State.READY] if handed_to is None else [handed_to]
+def _servers(call: OpenCall) -> List[List[Instance]]:
+    """For each execution that the call needs, those who may take it up."""
+    return call.callee.servers(call.request)
 
 
 def _way(caller: Instance, waits: Dict[Instance, List[List[Instance]]], free: Set[Instance]) -> List[str]:

@@ -21,6 +21,7 @@ from .statistics import Failure, failure_of
 if TYPE_CHECKING:
     from .client_memory import ClientRegion
     from .model import Model
+    from .sequences import Turn
 
 _PARENT_POLL_US = 200
 
@@ -266,6 +267,10 @@ class Channel:
         request = self.in_flight.get(key)
         if request is None:
             raise ProtocolError(f"request {key} is answered but was not handed over")
+        turn = request.turn
+        if flags & RESCHEDULE and turn is not None and turn.sequences.iterative and not request.answered:
+            self._give_again(request, turn, result, news, now)
+            return
         final = flags & FINAL != 0
         if request.finished and (final or not flags & EMPTY):
             raise ProtocolError(f"request {key} is answered after its last response")
@@ -274,8 +279,11 @@ class Channel:
             outcome = errors.BY_CODE[error[0]](error[1]) if error else read_response(self._model, self.loans, blocks, placed, parameters)
             if flags & FAILURE:
                 request.failure = failure_of(outcome, nanoseconds > 0 or not flags & RETURNED)
-            if isinstance(outcome, Response) and outcome.plan.in_regions:
-                check_in_regions(request, outcome)
+            if isinstance(outcome, Response):
+                if outcome.plan.in_regions:
+                    check_in_regions(request, outcome)
+                if turn is not None:
+                    outcome = turn.sequences.took(request, outcome)
         elif flags & RESCHEDULE:
             outcome = errors.InternalError(
                 "Request is released with TRITONSERVER_REQUEST_RELEASE_RESCHEDULE, which the scheduler of model "
@@ -298,23 +306,51 @@ class Channel:
         if final:
             request.finished = True
         if flags & RETURNED:
-            if request.returned:
-                raise ProtocolError(f"the execution of request {key} is over twice")
-            request.returned = True
-            batch = request.batch
-            if batch is not None:
-                batch.left -= 1
-            if batch is None or not batch.left:
-                news.returned += 1
-            self.poll.waited(nanoseconds + HAND_OVER_NS)
-            self.loans.take_back(request.blocks, kept)
+            self._end_execution(request, nanoseconds, kept, news)
         if request.finished and request.returned:
-            del self.in_flight[key]
-            self._words.cancelled[key & _SLOT] = 0
-            if self._model.decoupled:
-                self._words.held[key & _SLOT] = 0
+            self._close(request)
             if request.regions is not None:
                 request.regions.release()
+
+    def _give_again(self, request: Request, turn: Turn, result: Tuple[Any, ...], news: News, now: int) -> None:
+        """The model wants to execute a request once more, which is the last that is heard of it here."""
+        key, flags, nanoseconds, kept, *_ = result
+        if flags & (RETURNED | FINAL) != RETURNED | FINAL or request.returned or request.finished:
+            raise ProtocolError(f"request {key} is given again but was answered, or not returned")
+        cancelled, turn.held = bool(self._words.cancelled[key & _SLOT]), bool(self._words.held[key & _SLOT])
+        self.times.note(request, flags, nanoseconds, now)
+        for block, _ in turn.blocks:
+            block.retain()
+        self._end_execution(request, nanoseconds, kept, news)
+        self._close(request)
+        request.blocks = turn.blocks
+        if cancelled:
+            request.release()
+            request.answered = True
+            request.failure = Failure.CANCELED
+            news.settled.append((request, errors.Cancelled("the request was cancelled before it was executed again"), True))
+        else:
+            news.again.append(request)
+
+    def _end_execution(self, request: Request, nanoseconds: int, kept: Sequence[int], news: News) -> None:
+        if request.returned:
+            raise ProtocolError(f"the execution of request {request.key} is over twice")
+        request.returned = True
+        batch = request.batch
+        if batch is not None:
+            batch.left -= 1
+        if (batch is None or not batch.left) and not request.warmup:
+            news.returned += 1
+        self.poll.waited(nanoseconds + HAND_OVER_NS)
+        self.loans.take_back(request.blocks, kept)
+
+    def _close(self, request: Request) -> None:
+        """Nothing more is said of a request."""
+        key = request.key
+        del self.in_flight[key]
+        self._words.cancelled[key & _SLOT] = 0
+        if self._model.decoupled:
+            self._words.held[key & _SLOT] = 0
 
     # The end
 
@@ -328,7 +364,7 @@ class Channel:
             over = request.answered or request.returned or self.has_started(request)
             if over and request.regions is not None:
                 request.regions.release()
-            if request.returned or self.has_started(request):
+            if request.returned or self.has_started(request) or request.warmup:
                 if not request.answered:
                     request.answered = True
                     request.failure = Failure.BACKEND

@@ -89,6 +89,12 @@ class RegionUse:
         reads = [(region.id, offset, nbytes) for region, offset, nbytes in self.reads]
         return reads, [(output, region.id, offset, nbytes) for output, region, offset, nbytes in self.writes]
 
+    def part(self, reads: List[Read], writes: List[Write]) -> RegionUse:
+        """What a request uses that is made on behalf of this one, which is not over yet: of the same regions."""
+        use = RegionUse(self._memory, reads, writes)
+        self._memory.join(use.regions())
+        return use
+
     def release(self) -> None:
         """The request is over. Again, it does nothing. In any thread."""
         if not self._released:
@@ -243,6 +249,12 @@ class ClientMemory:
             for region in use.regions():
                 region.users += 1
         return use
+
+    def join(self, regions: Sequence[ClientRegion]) -> None:
+        """One more request uses these, which are in use."""
+        with self._lock:
+            for region in regions:
+                region.users += 1
 
     def leave(self, regions: Sequence[ClientRegion]) -> None:
         """A request is over that used these."""

@@ -7,12 +7,15 @@ import itertools
 import re
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Awaitable, Collection, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
+from typing import TYPE_CHECKING, Any, Awaitable, Collection, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from . import version
 from .bls import Router
 from .client_memory import ClientMemory
+from .ensemble import Ensemble
 from .errors import InvalidArgument, NotFound, ServerError
+from .host_policy import HostPolicies
+from .instance_groups import InstanceSpec
 from .lifecycle import State
 from .log_settings import LogSettings
 from .metrics import exposition
@@ -21,8 +24,12 @@ from .metrics.inference import NAMES as INFERENCE_NAMES
 from .metrics.inference import InferenceMetrics
 from .metrics.machine import NAMES as MACHINE_NAMES
 from .metrics.machine import MachineMetrics
+from .model_config import ConfigError
 from .model_control import ModelControl
 from .options import ServerOptions
+from .placement import Placement, place
+from .rate_limits import RateLimits, ResourceLimit
+from .response_cache import ResponseCache
 from .servable import Servable
 from .spawner import Spawner
 from .tracing.settings import TraceSettings
@@ -65,11 +72,14 @@ class Core:
         self._inference_metrics = InferenceMetrics(self._served, options.metrics.counter_latencies)
         self._machine_metrics = MachineMetrics(options.metrics)
         self.tracer = Tracer(options.trace)
+        self.response_cache = ResponseCache(options.response_cache_byte_size) if options.response_cache_byte_size else None
         self.metrics = CustomMetrics(INFERENCE_NAMES | MACHINE_NAMES)
         self.bls: Router
         self._control = ModelControl(self)
         self._kept: Set[asyncio.Task[Any]] = set()
         self._segment_ids = itertools.count(1)
+        self.limits: Optional[RateLimits] = None
+        self._host_policies = HostPolicies()
         self.client_memory = ClientMemory(options.allow_client_shm, self.next_segment_id, self._forget_soon)
 
     async def start(self, meanwhile: Optional[Awaitable[None]] = None) -> None:
@@ -83,6 +93,9 @@ class Core:
             RepositoryError: a repository cannot be read.
         """
         self.options.check()
+        if self.options.rate_limit != "off":
+            self.limits = RateLimits([ResourceLimit.parse(text) for text in self.options.rate_limit_resources])
+        self._host_policies = HostPolicies(self.options.host_policies)
         self.bls = Router(self)
         self.spawner.attach(asyncio.get_running_loop())
         self._loop = asyncio.get_running_loop()
@@ -116,12 +129,12 @@ class Core:
         """Takes a model away and returns when it has finished what it was asked and has ended. See ``ModelControl.unload``.
 
         Args:
-            unload_dependents: for an ensemble, of which this version serves none.
+            unload_dependents: with an ensemble, the models that were loaded for it alone.
 
         Raises:
             ServerError: it was not unloaded.
         """
-        await asyncio.shield(await self._control.unload(name))
+        await asyncio.shield(await self._control.unload(name, unload_dependents))
 
     def repository_index(self, ready: bool = False) -> List[Dict[str, str]]:
         """A row for each version of each model (``name``, ``version``, ``state``, ``reason``), and one for each model that has none.
@@ -171,8 +184,8 @@ class Core:
             await self._control.load(name, config, files, asker)
             return None
         if what == "model.unload":
-            name, _unload_dependents = _typed(what, arguments, str, bool)
-            await self._control.unload_soon(name)
+            name, unload_dependents = _typed(what, arguments, str, bool)
+            await self._control.unload_soon(name, unload_dependents)
             return None
         if what == "model.ready":
             name, version_text = _typed(what, arguments, str, str)
@@ -185,6 +198,20 @@ class Core:
         return self._control.alive
 
     # For instances
+
+    def place(self, config: Any) -> List[Tuple[InstanceSpec, Placement]]:
+        """The instances that a configuration asks for, and where they run.
+
+        Raises:
+            ConfigError: the rate limiter could never let one of them execute.
+        """
+        placed = place(config, self._host_policies)
+        if self.limits is not None:
+            try:
+                self.limits.check([spec for spec, _ in placed])
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+        return placed
 
     async def asked(self, instance: Instance, what: str, arguments: Sequence[Any]) -> Any:
         """Answers a question of an instance: ``ask``, or an operation on a metric. Nothing of it is trusted.
@@ -207,6 +234,8 @@ class Core:
     def instance_gone(self, instance: Instance, segments: Sequence[int]) -> None:
         """Its process has ended, and with it what it held here, and the segments of its arena."""
         self.metrics.release(instance)
+        if self.limits is not None:
+            self.limits.dismiss(instance)
         self.forget(segments)
 
     def forget(self, segments: Sequence[int]) -> None:
@@ -316,11 +345,16 @@ class Core:
         return [model for _, versions in sorted(self.models.items()) for _, model in sorted(versions.items()) if not model.reason]
 
     def status(self) -> List[ModelStatus]:
-        """A row for each instance, and one for each model, or version of it, that failed before it had any."""
+        """A row for each instance and each ensemble, and one for each model, or version of it, that failed before it had any."""
         rows: List[ModelStatus] = []
         for name in sorted({*self.models, *self.failures}):
-            instances = [(m, i) for _, m in sorted(self.models.get(name, {}).items()) for i in m.instances]
-            if all(instance.state is State.READY for _, instance in instances) and (name in self.failures or not instances):
+            versions = sorted(self.models.get(name, {}).items())
+            ensembles = [m for _, m in versions if isinstance(m, Ensemble) and not m.reason]
+            for ensemble in ensembles:
+                state, reason = ("READY", "") if ensemble.ready else ("UNAVAILABLE", ensemble.unavailable_text())
+                rows.append(ModelStatus(name, str(ensemble.version), "", "", "", state, reason))
+            instances = [(m, i) for _, m in versions for i in m.instances]
+            if all(instance.state is State.READY for _, instance in instances) and (name in self.failures or not (instances or ensembles)):
                 rows.append(ModelStatus(name, "", "", "", "", "UNAVAILABLE", self.failures.get(name, "")))
             for model, instance in instances:
                 state = instance.state.value if instance.state is State.READY else "UNAVAILABLE"

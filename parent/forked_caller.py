@@ -13,14 +13,15 @@ It is the slow way, for a case that is rare.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any, Deque, List, Optional, Sequence, Tuple
 
 from ..shm.arena import aligned
 from ..shm.control import ControlSocket, close_all
-from ..shm.dtype import BY_CODE
 from ..shm.errors import OutOfSharedMemory, PeerGone, ProtocolError
+from ..shm.message import check_call
 from .bls import make_request, refusal
 from .errors import InternalError, ServerError
 from .news import Call
@@ -36,12 +37,15 @@ class ForkedCaller:
 
     Args:
         fd: the socket, as received with the control message; the caller closes it.
+
+    Raises:
+        ProtocolError: it is no socket.
     """
 
     def __init__(self, instance: Instance, fd: int) -> None:
         self._server = instance.model.server
         self._loop = asyncio.get_running_loop()
-        self._socket = ControlSocket(socket.socket(fileno=socket.dup(fd)))
+        self._socket = ControlSocket(_own_socket(fd))
         self._socket.set_blocking(False)
         self._callee: Optional[Servable] = None
         self._request: Optional[Request] = None
@@ -67,14 +71,14 @@ class ForkedCaller:
             message, fds = self._socket.receive()
         except BlockingIOError:
             return
-        except (PeerGone, ProtocolError):
+        except (PeerGone, ProtocolError, OSError):  # an OSError: the socket is of another kind, or connected to nothing
             self.close()
             return
         close_all(fds)
         model = message[0]
         try:
             self._submit(*message)
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, ProtocolError) as error:
             self._send(InternalError(f"malformed call of a forked process: {error}"), True)
         except ServerError as error:
             self._send(refusal(model, error), True)
@@ -88,10 +92,12 @@ class ForkedCaller:
         placed: List[Tuple[Any, ...]] = []
         offset = 0
         for name, dtype, shape, data in inputs:
-            if dtype not in BY_CODE or not isinstance(data, bytes) or not isinstance(name, str):
+            if not isinstance(data, bytes):
                 raise ValueError(f"input {name!r}")
             placed.append((name, dtype, shape, 0, offset, len(data)))
             offset += aligned(len(data))
+        # As thoroughly as one in a ring: what passes here, the callee's stub takes for right.
+        check_call((0, 0, model, version, ((0, 0),), tuple(placed), requested, extras))
         block = callee.allocate(offset)
         loan = Loan(block.segment, block.offset, offset, (block.arena.dropped.append, block))
         try:
@@ -138,10 +144,20 @@ class ForkedCaller:
             # It takes its time to read.
             self._loop.add_writer(self._socket.fileno(), self._send_unsent)
             return
-        except PeerGone:
+        except (PeerGone, OSError):
             self.close()
             return
         self._loop.remove_writer(self._socket.fileno())
+
+
+def _own_socket(fd: int) -> socket.socket:
+    """One of its own for what a stub sent."""
+    copy = os.dup(fd)
+    try:
+        return socket.socket(fileno=copy)
+    except OSError as error:
+        os.close(copy)
+        raise ProtocolError(f"the call of a forked process comes with what is no socket: {error.strerror}") from error
 
 
 def _told(outcome: Optional[Outcome], final: bool) -> Tuple[Any, ...]:

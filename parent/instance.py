@@ -33,10 +33,11 @@ from ..shm.segment import Segment
 from .channel import Channel
 from .errors import ServerError, Unavailable
 from .forked_caller import ForkedCaller
+from .instance_groups import InstanceSpec
 from .lifecycle import Event, State, advance
 from .log import LEVELS, about, facts, stub_logger
 from .metrics.custom import CustomMetricError
-from .model_config import InstanceSpec
+from .placement import Placement
 from .request import Outcome
 from .stub_process import StubProcess
 
@@ -60,10 +61,11 @@ class LoadFailed(Exception):
 class Instance:
     """``start`` makes the stub; from then on ``state`` says how it is. Methods named ``on_`` run in the server's loop."""
 
-    def __init__(self, model: Model, spec: InstanceSpec) -> None:
+    def __init__(self, model: Model, spec: InstanceSpec, placement: Placement) -> None:
         self.model = model
         self.name = spec.name
         self.spec = spec
+        self.placement = placement
         self.state = State.STARTING
         self.reason = ""
         self.pollers = 0
@@ -113,8 +115,10 @@ class Instance:
         """
         self.channel = Channel(self.model, self.announce, self._announce_region)
         self.channel.set_verbose(logger.isEnabledFor(logging.DEBUG))
-        environment = self.model.environment
-        self.process.start(self.model.server.spawner, environment.interpreter, environment.variables)
+        environment, server = self.model.environment, self.model.server
+        self.process.start(server.spawner, environment.interpreter, environment.variables, self.placement)
+        if server.limits is not None:
+            server.limits.admit(self)
 
     # Life
 
@@ -127,10 +131,11 @@ class Instance:
         was = self.state
         self.state = advance(self.state, Event.EXITED)
         if self.state is State.FAILED and not self.reason:
-            doing = "loading the model" if was is not State.READY else "serving"
+            serving = self.loaded.done()
+            doing = "serving" if serving else "loading the model"
             self.reason = f"Stub process '{self.name}' is not healthy: it ended with {how} while {doing} (pid {self.pid})"
             last = self.process.last_lines()
-            if last and was is not State.READY:
+            if last and not serving:
                 self.reason += f"; its last words were:\n{last}"
             logger.error("%s", self.reason, extra=about(self.facts))
         if not self.loaded.done():
@@ -240,7 +245,9 @@ class Instance:
             self._advance(Event.LOADED)
             if self.state is State.READY:
                 self.channel.asleep()
-                self._loop.add_reader(self.channel.up_bell, self.model.on_bell, self)
+                self._loop.add_reader(self.channel.up_bell, self.model.pump.on_bell, self)
+                if self.model.begin_warmup(self):
+                    return
                 self.model.instance_ready(self)
             self.loaded.set_result(None)
         elif kind == FAILED:
@@ -272,12 +279,12 @@ class Instance:
                 "model_version": str(model.version),
                 "model_name": model.name,
             },
-            "inputs": [spec.name for spec in model.inputs],
-            "outputs": [spec.name for spec in model.outputs],
+            "inputs": [*(spec.name for spec in model.inputs), *model.added_inputs],
+            "outputs": [spec.name for spec in model.stub_outputs],
             "decoupled": model.decoupled,
             "max_concurrent": model.max_concurrent,
             "cancel_coroutines": model.cancel_coroutines,
-            "poll_us": STUB_POLL_US if poll_limit(STUB_POLL_US) else 0,
+            "poll_us": STUB_POLL_US if poll_limit(STUB_POLL_US) and self.placement.has_cores else 0,
             "quantum": backend.shm_growth_byte_size,
         }
         channel = self.channel

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, List, Sequence
 from ..shm.errors import OutOfSharedMemory
 from . import model_config
 from .instance import Instance, LoadFailed
+from .instance_groups import instance_specs
 from .lifecycle import State
 from .log import about
+from .model_config import ConfigError
 
 if TYPE_CHECKING:
     from .model import Model
@@ -19,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 _DRAIN_SECONDS = 60.0
 _KILL_SECONDS = 5.0
+_LOOK_SECONDS = 0.02
 
 
 async def add_to_all(models: Sequence[Model], config: Any) -> None:
@@ -37,7 +40,7 @@ async def add_to_all(models: Sequence[Model], config: Any) -> None:
     try:
         for model, changed in zip(models, configs):
             added.append(await _add_instances(model, changed))
-    except LoadFailed:
+    except (ConfigError, LoadFailed):
         for model, instances in zip(models, added):
             await remove_instances(model, instances, _DRAIN_SECONDS)
         raise
@@ -49,17 +52,19 @@ async def _add_instances(model: Model, config: Any) -> List[Instance]:
     """Starts the instances that a configuration has and the model has not, and waits until all of them serve.
 
     Raises:
+        ConfigError: the rate limiter could never let one of them execute.
         LoadFailed: one of them did not load. All that were started have ended.
     """
     present = {instance.spec for instance in _serving(model)}
+    placed = [(spec, placement) for spec, placement in model.server.place(config) if spec not in present]
     added: List[Instance] = []
     try:
-        for spec in model_config.instance_specs(config):
-            if spec not in present:
-                instance = Instance(model, spec)
-                instance.start()
-                added.append(instance)
-                model.instances = [*model.instances, instance]
+        await model.prepare_warmup()
+        for spec, placement in placed:
+            instance = Instance(model, spec, placement)
+            instance.start()
+            added.append(instance)
+            model.instances = [*model.instances, instance]
         for instance in added:
             await asyncio.shield(instance.loaded)
     except (LoadFailed, OutOfSharedMemory, OSError) as error:
@@ -67,12 +72,14 @@ async def _add_instances(model: Model, config: Any) -> List[Instance]:
         if isinstance(error, LoadFailed):
             raise
         raise LoadFailed(f"Unable to initialize shared memory: {error}") from error
+    finally:
+        model.warmup = ()
     return added
 
 
 def surplus(model: Model) -> List[Instance]:
     """The instances that the model has and its configuration has not."""
-    wanted = set(model_config.instance_specs(model.config))
+    wanted = set(instance_specs(model.config))
     return [instance for instance in _serving(model) if instance.spec not in wanted]
 
 
@@ -91,10 +98,16 @@ def _regrouped(model: Model, config: Any) -> Any:
 
 
 async def remove_instances(model: Model, instances: List[Instance], seconds: float) -> None:
-    """Ends instances: they get no more requests, finish those that they have, and finalize, within ``seconds``."""
+    """Ends instances: they get no more requests, but for those of the sequences that they have, finish them, and finalize, within
+    ``seconds``."""
     alive = [instance for instance in instances if not instance.ended.done()]
     for instance in alive:
         model.retire(instance)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while any(model.is_bound(instance) and not instance.ended.done() for instance in alive) and loop.time() < deadline:
+        await asyncio.sleep(_LOOK_SECONDS)
+    for instance in alive:
         instance.finalize()
     if alive:
         await asyncio.wait([instance.ended for instance in alive], timeout=seconds)

@@ -6,6 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence
 
+from .host_policy import spelled
 from .lifecycle import State
 from .repository_index import LOADING, READY, UNAVAILABLE, UNLOADING
 
@@ -20,7 +21,8 @@ Report = Dict[str, Any]
 def collect(core: Core) -> Report:
     """``server`` (``pid``, ``seconds`` that it runs) and ``models``: each version that has, or may have, processes, and each model that
     did not load. Of those, ``pending`` is how many requests wait, ``shared_memory_bytes`` what is reserved for tensors; of an instance,
-    ``executing`` is how many requests it has been handed and has not answered, ``memory_bytes`` what ``weigh`` adds."""
+    ``executing`` is how many requests it has been handed and has not answered, ``cores`` those of its host policy, ``threads`` how many its
+    numerical libraries use, if the server says so, ``memory_bytes`` what ``weigh`` adds."""
     models = [_model(core, model) for model in sorted(core.alive, key=lambda model: (model.name, model.version))]
     named = {row["name"] for row in models}
     for name, reason in core.failures.items():
@@ -80,11 +82,15 @@ def _reserved(segments: Sequence[Any]) -> int:
 
 
 def _instance(instance: Instance) -> Dict[str, Any]:
+    cores = instance.placement.cores
     alive = instance.state in (State.STARTING, State.LOADING, State.READY, State.STOPPING)
     return {
         "name": instance.name,
         "pid": instance.pid if alive else None,
         "device": instance.spec.kind,
+        "cores": spelled(cores) if cores is not None else "",
+        "threads": instance.placement.threads,
+        "passive": instance.spec.passive,
         "state": instance.state.value,
         "reason": instance.reason,
         "executing": instance.executing if alive else 0,

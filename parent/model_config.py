@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import re
 import sys
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from google.protobuf import json_format, text_format
 from google.protobuf.descriptor import FieldDescriptor
 
 from ..shm.dtype import BY_CONFIG_NAME, DataType
+from .batch_io import check_batch_io
 from .batching import check_batching
+from .ensemble_config import check_ensemble, check_ensemble_identity, is_ensemble
+from .instance_groups import check_instance_groups, complete_instance_groups
+from .known_enums import check_enums
+from .log import about, facts
 from .metrics.options import check_bounds
+from .placement import check_threads
+from .reshape import check_reshape, model_shape
+from .response_cache_config import check_response_cache
+from .sequencing import check_sequencing
+from .state_config import check_states
+from .warmup_samples import check_warmup
 
 
 def _load_messages() -> Any:
@@ -41,7 +53,6 @@ messages = _load_messages()
 
 FILE_NAME = "config.pbtxt"
 _FORBIDDEN_IN_NAME = set(";|&$`<>()[]{}\\\"'*?~#!/")
-_ENSEMBLE = "ensemble"
 PYTHON = "python"
 MODEL_FILE_NAME = "model.py"
 
@@ -49,30 +60,27 @@ MODEL_FILE_NAME = "model.py"
 _MOST_CONCURRENT = 4096
 
 
+logger = logging.getLogger(__name__)
+
+
 class ConfigError(Exception):
     """A model's configuration is wrong; the text says what and where."""
 
 
 class TensorSpec(NamedTuple):
-    """One input or output as clients see it. ``shape`` leads with -1 when the model batches; -1 is a size that varies."""
+    """One input or output as clients see it. ``shape`` leads with -1 when the model batches; -1 is a size that varies. ``model_shape``: what
+    the model sees instead, if that is another."""
 
     name: str
     dtype: DataType
     shape: Tuple[int, ...]
     optional: bool
+    model_shape: Optional[Tuple[int, ...]] = None
 
     def metadata(self) -> Dict[str, Any]:
         """As the protocol describes it."""
         about = {"name": self.name, "datatype": self.dtype.name, "shape": self.shape}
         return {**about, "optional": True} if self.optional else about
-
-
-class InstanceSpec(NamedTuple):
-    """One instance: its name (``<group>_<index>``), kind as a model sees it, and device."""
-
-    name: str
-    kind: str
-    device: int
 
 
 def parse(text: str, path: str) -> Any:
@@ -88,6 +96,10 @@ def parse(text: str, path: str) -> Any:
         where = ":".join(str(part) for part in (path, error.GetLine(), error.GetColumn()) if part is not None)
         what = re.sub(r"^\d+:\d+ : ", "", str(error))
         raise ConfigError(f"{where}: {what}") from error
+    try:
+        check_enums(config)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
     return config
 
 
@@ -113,7 +125,9 @@ def from_dict(document: Dict[str, Any], complaint: str) -> Any:
         ConfigError: it describes none; ``complaint`` and the reason.
     """
     try:
-        return json_format.ParseDict(document, messages.ModelConfig())
+        config = json_format.ParseDict(document, messages.ModelConfig())
+        check_enums(config)
+        return config
     except Exception as error:  # protobuf meets some of what is no configuration with errors of other kinds than its own
         raise ConfigError(f"{complaint}: {error}") from error
 
@@ -121,21 +135,17 @@ def from_dict(document: Dict[str, Any], complaint: str) -> Any:
 def complete(config: Any, name: str) -> None:
     """Fills in what Triton fills in (spec 5.1), the backend apart: the config that models and clients are shown is the effective one."""
     config.name = config.name or name
+    if config.version_policy.WhichOneof("policy_choice") is None:
+        config.version_policy.latest.num_versions = 1
+    if is_ensemble(config):
+        return
     config.default_model_filename = config.default_model_filename or MODEL_FILE_NAME
     batching = config.dynamic_batching if config.WhichOneof("scheduling_choice") == "dynamic_batching" else None
     if batching is not None and not batching.preferred_batch_size and config.max_batch_size > 0:
         batching.preferred_batch_size.append(config.max_batch_size)
-    if config.version_policy.WhichOneof("policy_choice") is None:
-        config.version_policy.latest.num_versions = 1
     config.optimization.input_pinned_memory.enable = True
     config.optimization.output_pinned_memory.enable = True
-    if not config.instance_group:
-        config.instance_group.add()
-    for index, group in enumerate(config.instance_group):
-        group.name = group.name or f"{name}_{index}"
-        group.count = group.count or 1
-        if group.kind == messages.ModelInstanceGroup.KIND_AUTO:
-            group.kind = messages.ModelInstanceGroup.KIND_CPU
+    complete_instance_groups(config, name)
 
 
 def check_identity(config: Any, name: str, backend_directory: str = "") -> None:
@@ -151,8 +161,12 @@ def check_identity(config: Any, name: str, backend_directory: str = "") -> None:
         raise ConfigError(f"Invalid stub name: contains invalid characters: '{name}'")
     if config.name != name:
         raise ConfigError(f"the model's directory is named '{name}', but its configuration says name: '{config.name}'")
-    if config.platform == _ENSEMBLE:
-        raise ConfigError(f"'{name}' is an ensemble, which this version of stublet does not serve")
+    try:
+        check_ensemble_identity(config, name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if is_ensemble(config):
+        return
     if config.platform and config.backend:
         raise ConfigError(f"unexpected 'platform' and 'backend' pair, got:{config.platform}, {config.backend}")
     if config.backend != PYTHON and not python_based_backend(backend_directory, config.backend):
@@ -179,28 +193,24 @@ def check(config: Any, name: str) -> None:
     Raises:
         ConfigError: with Triton's text where it has one.
     """
-    if config.HasField("ensemble_scheduling"):
-        raise ConfigError(f"ensemble scheduling cannot be set for model '{name}' whose platform is not ensemble")
-    for section in ("sequence_batching", "batch_input", "batch_output", "model_warmup"):
-        if _is_set(config, section):
-            raise ConfigError(f"'{section}' of model '{name}' is not supported by this version of stublet")
     if config.max_batch_size < 0:
         raise ConfigError(f"'max_batch_size' must be non-negative value for {name}")
-    _check_tensors(config.input, "input", name)
-    _check_tensors(config.output, "output", name)
+    _check_tensors(config.input, "input", config.max_batch_size, name)
+    _check_tensors(config.output, "output", config.max_batch_size, name)
     _check_parameters(config)
     try:
+        check_ensemble(config, name)
         check_bounds(config, name)
         check_batching(config, name)
+        check_sequencing(config, name)
+        check_states(config, name)
+        check_instance_groups(config, name)
+        check_threads(config, name)
+        check_batch_io(config, name)
+        check_response_cache(config, name)
+        check_warmup(config, name)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    for group in config.instance_group:
-        if group.kind == messages.ModelInstanceGroup.KIND_GPU:
-            raise ConfigError(
-                f"instance group {group.name} of model {name} has kind KIND_GPU, but this version of stublet runs instances on the CPU only"
-            )
-        if group.gpus:
-            raise ConfigError(f"instance group {group.name} of model {name} has kind KIND_CPU but specifies one or more GPU")
 
 
 def _check_parameters(config: Any) -> None:
@@ -210,12 +220,7 @@ def _check_parameters(config: Any) -> None:
         raise ConfigError(f"Incorrect value for {name}: {config.parameters[name].string_value}'")
 
 
-def _is_set(config: Any, field: str) -> bool:
-    value = getattr(config, field)
-    return bool(value) if hasattr(value, "__len__") else bool(config.HasField(field))
-
-
-def _check_tensors(tensors: Any, what: str, model: str) -> None:
+def _check_tensors(tensors: Any, what: str, max_batch_size: int, model: str) -> None:
     seen = set()
     for tensor in tensors:
         if not tensor.name:
@@ -231,8 +236,10 @@ def _check_tensors(tensors: Any, what: str, model: str) -> None:
             raise ConfigError(
                 f"model {what} '{tensor.name}' dimension must be integer >= 1, or -1 to indicate a variable-size dimension for {model}"
             )
-        if tensor.HasField("reshape"):
-            raise ConfigError(f"'reshape' of {what} '{tensor.name}' of model '{model}' is not supported by this version of stublet")
+        try:
+            check_reshape(tensor, what, max_batch_size, model)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
 
 def tensor_specs(config: Any, tensors: Any) -> List[TensorSpec]:
@@ -244,37 +251,32 @@ def tensor_specs(config: Any, tensors: Any) -> List[TensorSpec]:
             BY_CONFIG_NAME[messages.DataType.Name(t.data_type)],
             batch + tuple(t.dims),
             bool(getattr(t, "optional", False)),
+            model_shape(config, t),
         )
         for t in tensors
     ]
 
 
-def instance_specs(config: Any) -> List[InstanceSpec]:
-    """Every instance of every group (spec 5.3)."""
-    specs = []
-    for group in config.instance_group:
-        kind = messages.ModelInstanceGroup.Kind.Name(group.kind)[len("KIND_") :]
-        specs += [InstanceSpec(f"{group.name}_{i}", kind, 0) for i in range(group.count)]
-    return specs
-
-
 def chosen_versions(config: Any, available: List[int]) -> List[int]:
-    """The versions that the version policy serves, ascending.
+    """The versions that the version policy of a completed configuration serves, ascending.
 
     Raises:
-        ConfigError: the policy names a version that has no directory.
+        ConfigError: there is none, in Triton's words.
     """
     policy = config.version_policy
     kind = policy.WhichOneof("policy_choice")
     versions = sorted(available)
-    if kind == "all":
-        return versions
     if kind == "specific":
-        missing = sorted(set(policy.specific.versions) - set(versions))
-        if missing:
-            raise ConfigError(f"model '{config.name}' has no version {missing[0]}, which its version_policy names")
-        return sorted(set(policy.specific.versions))
-    return versions[-max(policy.latest.num_versions, 1) :]
+        named = set(policy.specific.versions)
+        for version in sorted(named.difference(versions)):
+            text = "version %d is specified for model '%s', but the version directory is not present"
+            logger.error(text, version, config.name, extra=about(facts(config.name)))
+        versions = sorted(named.intersection(versions))
+    elif kind == "latest":
+        versions = versions[max(len(versions) - policy.latest.num_versions, 0) :]
+    if not versions:
+        raise ConfigError(f"at least one version must be available under the version policy of model '{config.name}'")
+    return versions
 
 
 def as_dict(message: Any) -> Dict[str, Any]:
@@ -318,7 +320,7 @@ def max_concurrent(config: Any) -> int:
         ConfigError: not a number above 0.
     """
     text = _parameter(config, "max_concurrent") or "1"
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= _MOST_CONCURRENT:
+    if not re.fullmatch("[0-9]{1,9}", text) or not 0 < int(text) <= _MOST_CONCURRENT:
         raise ConfigError(
             f"parameter 'max_concurrent' of model '{config.name}' must be a number from 1 to {_MOST_CONCURRENT}, not '{text}'"
         )
@@ -331,9 +333,23 @@ def cancel_coroutines(config: Any) -> bool:
     Raises:
         ConfigError: neither "yes" nor "no".
     """
-    text = _parameter(config, "cancel_coroutines") or "no"
+    return _yes_or_no(config, "cancel_coroutines")
+
+
+def concatenates(config: Any) -> bool:
+    """Whether the inputs of a batch are to lie next to one another, from the parameter ``concatenate_batch``; they do not where there is no
+    batch dimension.
+
+    Raises:
+        ConfigError: neither "yes" nor "no".
+    """
+    return _yes_or_no(config, "concatenate_batch") and config.max_batch_size > 0
+
+
+def _yes_or_no(config: Any, key: str) -> bool:
+    text = _parameter(config, key) or "no"
     if text not in ("yes", "no"):
-        raise ConfigError(f"parameter 'cancel_coroutines' of model '{config.name}' must be \"yes\" or \"no\", not '{text}'")
+        raise ConfigError(f"parameter '{key}' of model '{config.name}' must be \"yes\" or \"no\", not '{text}'")
     return text == "yes"
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import nullcontext, suppress
-from typing import TYPE_CHECKING, Any, Coroutine, Dict, List, Mapping, NamedTuple, Optional, Set
+from typing import TYPE_CHECKING, Any, Awaitable, Coroutine, Dict, List, Mapping, NamedTuple, Optional, Set, Union
 from weakref import WeakValueDictionary
 
 from . import auto_complete, instance_change, model_config, model_source, repository
+from .ensemble import Ensemble
+from .ensemble_config import is_ensemble, step_models
+from .ensemble_parts import EnsembleParts
 from .errors import InvalidArgument, ServerError, Unavailable
 from .instance import LoadFailed
 from .lifecycle import State
@@ -63,6 +66,8 @@ class ModelControl:
         self._leaving: Dict[str, List[int]] = {}
         self._unloaded: Dict[str, List[int]] = {}
         self._load_waits = LoadWaits()
+        self._parts = EnsembleParts(core, self._in_repository)
+        self._arrivals: Dict[str, asyncio.Task[None]] = {}
         self._poller = Poller(core.options.model_repositories, core.options.backend_directory, core.options.model_config_name, self)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: Set[asyncio.Task[Any]] = set()
@@ -101,7 +106,7 @@ class ModelControl:
         options = self._core.options
         if options.model_control_mode == "poll":
             await self._poller.look()
-            await asyncio.gather(*self._tasks)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             self._begin(self._poller.run(options.repository_poll_secs))
             return
         sources: List[Source] = []
@@ -117,7 +122,8 @@ class ModelControl:
                     sources.append(self._in_repository(model_source.check_name(name)))
                 except ServerError as error:
                     self._failed(name, str(error).replace(f"failed to load '{name}', ", ""))
-        results = await asyncio.gather(*(self._own(self._bring_up(source)) for source in sources), return_exceptions=True)
+        arrivals = [self._arriving(source) for source in sources]
+        results = await asyncio.gather(*map(self._own, arrivals), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, ServerError):
                 raise result
@@ -126,7 +132,7 @@ class ModelControl:
 
     def changed(self, source: Source) -> None:
         """Loads a model that is new or has changed."""
-        self._begin(self._follow(self._bring_up(source), source.files.name))
+        self._begin(self._follow(self._arriving(source), source.files.name))
 
     def gone(self, name: str) -> None:
         """Unloads a model that is there no more."""
@@ -136,7 +142,7 @@ class ModelControl:
         """A model cannot be had; it goes on serving if it does."""
         self._failed(name, reason, any(model.ready for model in self._core.models.get(name, {}).values()))
 
-    async def _follow(self, doing: Coroutine[Any, Any, Any], name: str) -> None:
+    async def _follow(self, doing: Awaitable[Any], name: str) -> None:
         try:
             await doing
         except ServerError:
@@ -162,10 +168,14 @@ class ModelControl:
         self._check_allowed()
         model_source.check_name(name)
         with self._load_waits.waits(asker, name) if asker in self._loading else nullcontext():
+            self._parts.implied.discard(name)
             await self._own(self._load(name, config, files))
 
-    async def unload(self, name: str) -> asyncio.Future[None]:
+    async def unload(self, name: str, dependents: bool = False) -> asyncio.Future[None]:
         """Takes a model away: new requests are told that it is not known. One that is not there is unloaded already.
+
+        Args:
+            dependents: of an ensemble, also the models that were loaded because it consists of them, and that no other ensemble needs.
 
         Returns:
             Done when it has finished what it was asked and has ended.
@@ -176,10 +186,10 @@ class ModelControl:
         """
         self._check_allowed()
         model_source.check_name(name)
-        ended: asyncio.Future[None] = await self._own(self._unload(name))
+        ended: asyncio.Future[None] = await self._own(self._unload(name, dependents))
         return ended
 
-    async def unload_soon(self, name: str) -> None:
+    async def unload_soon(self, name: str, dependents: bool = False) -> None:
         """``unload`` for those who cannot wait, because what has to finish or to be loaded first may wait for them.
 
         Raises:
@@ -189,9 +199,9 @@ class ModelControl:
         self._check_allowed()
         model_source.check_name(name)
         if self.is_loading(name):
-            self._begin(self._unload(name))
+            self._begin(self._unload(name, dependents))
         else:
-            await self._own(self._unload(name))
+            await self._own(self._unload(name, dependents))
 
     async def stop(self, seconds: float) -> None:
         """Ends every model, all at once, within ``seconds``."""
@@ -233,9 +243,9 @@ class ModelControl:
             lock = self._locks[name] = asyncio.Lock()
         return lock
 
-    async def _own(self, doing: Coroutine[Any, Any, Any]) -> Any:
-        """Begins something and waits for it; it goes on when whoever asked for it is gone."""
-        task = self._begin(doing)
+    async def _own(self, doing: Union[Coroutine[Any, Any, Any], asyncio.Task[Any]]) -> Any:
+        """Begins something, unless that is done, and waits for it; it goes on when whoever asked for it is gone."""
+        task = doing if isinstance(doing, asyncio.Task) else self._begin(doing)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -269,6 +279,28 @@ class ModelControl:
             if self._sources.get(name) is not source:
                 self._remove(source)
 
+    def _arriving(self, source: Source) -> asyncio.Task[None]:
+        """Begins to load a source; ensembles that consist of the model wait for it."""
+        name = source.files.name
+        task = self._arrivals[name] = self._begin(self._bring_up(source))
+        task.add_done_callback(lambda _: self._arrivals.pop(name) if self._arrivals.get(name) is task else None)
+        return task
+
+    async def _bring_up_parts(self, names: List[str]) -> None:
+        """Waits for the models of an ensemble that are being loaded, and loads those that are not there, where models are loaded on request.
+        Of one that does not load the ensemble will say so."""
+        for name in names:
+            arrival = self._arrivals.get(name)
+            if arrival is not None:
+                await asyncio.wait([arrival])
+            elif self.is_loading(name):
+                async with self._lock(name):
+                    continue
+            elif self._core.options.explicit and not self._parts.is_there(name):
+                self._parts.implied.add(name)
+                with suppress(ServerError):
+                    await self._bring_up(self._in_repository(name))
+
     async def _bring_up(self, source: Source) -> None:
         """Loads a source in the place of what serves under its name.
 
@@ -292,6 +324,7 @@ class ModelControl:
             config = source.config()
             identity = await self._identify(source, config)
             versions = repository.settle(config, source.files, options.backend_directory)
+            parts = self._parts.needed(name, config) if is_ensemble(config) else []
         except ConfigError as error:
             self._failed(name, str(error), serves)
             raise InvalidArgument(f"failed to load '{name}', {error}") from error
@@ -301,9 +334,10 @@ class ModelControl:
             if identity.whole == before.whole:
                 logger.info("'%s' is loaded and has not changed", name, extra=about(facts(name)))
                 return
-            if identity.but_groups == before.but_groups:
+            if identity.but_groups == before.but_groups and not parts:
                 await self._change_groups(name, source, [model for model in old if isinstance(model, Model)], config, identity)
                 return
+        await self._bring_up_parts(parts)
         self._loading[name] = versions
         attempts = await asyncio.gather(*(self._try_version(source, version, config) for version in versions))
         failures = [f"version {version} is at UNAVAILABLE state: {reason}" for version, _, reason in attempts if reason]
@@ -322,8 +356,12 @@ class ModelControl:
             self._unloaded.pop(name, None)
             if not failures:
                 self._core.failures.pop(name, None)
+                self._parts.settled(name)
+                for ensemble in self._parts.waiting_for(name):
+                    self._begin(self._follow(self._arriving(ensemble), ensemble.files.name))
             self._retire(old, replaced, _LATE_SECONDS if serves else 0)
         if failures:
+            self._parts.failed(source, config)
             raise InvalidArgument(f"load failed for model '{name}': {'; '.join(failures)};")
 
     def _in_repository(self, name: str, config: str = "") -> Source:
@@ -363,13 +401,13 @@ class ModelControl:
 
     async def _load_version(self, source: Source, version: int, config: Any) -> _Attempt:
         files = source.files
-        model = None
+        model: Optional[Servable] = None
         try:
-            if self._core.options.auto_complete_config:
+            if self._core.options.auto_complete_config and not is_ensemble(config):
                 config = await auto_complete.run(self._core, files, version, config)
                 model_config.complete(config, files.name)
             model_config.check(config, files.name)
-            model = Model(self._core, files, version, config)
+            model = (Ensemble if is_ensemble(config) else Model)(self._core, files, version, config)
             self.alive.add(model)
             await self._start(model)
         except (ConfigError, LoadFailed) as error:
@@ -404,7 +442,7 @@ class ModelControl:
 
     # Unloading
 
-    async def _unload(self, name: str) -> asyncio.Future[None]:
+    async def _unload(self, name: str, dependents: bool = False) -> asyncio.Future[None]:
         async with self._lock(name):
             self._check_running()
             models = list(self._core.models.pop(name, {}).values())
@@ -412,7 +450,16 @@ class ModelControl:
             self._identities.pop(name, None)
             self._refused.pop(name, None)
             self._unloaded.pop(name, None)
-            return self._retire(models, self._sources.pop(name, None), unloaded=name if models else "")
+            self._parts.settled(name)
+            self._parts.implied.discard(name)
+            ended = self._retire(models, self._sources.pop(name, None), unloaded=name if models else "")
+        parts = [part for model in models[:1] for part in step_models(model.config)]
+        return self._begin(self._unload_parts(ended, parts)) if dependents and parts else ended
+
+    async def _unload_parts(self, ended: asyncio.Future[None], parts: List[str]) -> None:
+        """Unloads the models of an ensemble that nobody else needs, when it has finished what it was asked."""
+        await asyncio.shield(ended)
+        await asyncio.gather(*[await self._unload(part, dependents=True) for part in self._parts.unneeded(parts)])
 
     def _retire(self, models: List[Servable], source: Optional[Source] = None, late: float = 0, unloaded: str = "") -> asyncio.Future[None]:
         """Lets models that nobody finds any more finish and end, in the background, then removes their files."""

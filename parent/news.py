@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, List, NamedTuple, Optional, Tuple
 
 from ..shm.errors import ProtocolError
 from ..shm.segment import Segment
+from .errors import InternalError
 from .loans import BlockKey, Loans
 from .request import Lease, Loan, Outcome, OutputPlan, Request, Response
 
@@ -28,19 +29,21 @@ class Call(NamedTuple):
 
 class News:
     """What was found in a ring. ``settled``: requests with an outcome, and whether it is the last. ``returned``: how many executions are
-    over. ``calls`` and ``cancelled_calls``: what the model asks of other models, in order of the calls."""
+    over. ``again``: requests that the model wants to execute once more. ``calls`` and ``cancelled_calls``: what the model asks of other
+    models, in order of the calls."""
 
-    __slots__ = ("calls", "cancelled_calls", "returned", "settled")
+    __slots__ = ("again", "calls", "cancelled_calls", "returned", "settled")
 
     def __init__(self) -> None:
         self.settled: List[Tuple[Request, Optional[Outcome], bool]] = []
         self.returned = 0
+        self.again: List[Request] = []
         self.calls: List[Call] = []
         self.cancelled_calls: List[int] = []
 
 
-def read_response(model: Model, loans: Loans, blocks: Tuple[BlockKey, ...], placed: Tuple[Any, ...], parameters: str) -> Response:
-    """The response with these outputs, as a message has them.
+def read_response(model: Model, loans: Loans, blocks: Tuple[BlockKey, ...], placed: Tuple[Any, ...], parameters: str) -> Outcome:
+    """The response with these outputs, as a message has them; an error if one of them has a shape that it may not have.
 
     Raises:
         ProtocolError: it has outputs that the model does not have, or in memory that the stub may not name.
@@ -48,7 +51,7 @@ def read_response(model: Model, loans: Loans, blocks: Tuple[BlockKey, ...], plac
     memo = model.memo
     plan: Optional[OutputPlan] = memo.get((placed, len(blocks)))
     if plan is None:
-        plan = OutputPlan(model.outputs, placed, len(blocks))
+        plan = OutputPlan(model.stub_outputs, placed, len(blocks))
         model.remember((placed, len(blocks)), plan)
     places: List[Tuple[Segment, int]] = []
     leases: List[Lease] = []
@@ -61,7 +64,11 @@ def read_response(model: Model, loans: Loans, blocks: Tuple[BlockKey, ...], plac
         for give_back, item in leases:
             give_back(item)
         raise
-    return Response(plan, places, leases, parameters)
+    response = Response(plan, places, leases, parameters)
+    if plan.misshapen:
+        response.release()
+        return InternalError(f"the response of model '{model.name}' is wrong: {plan.misshapen}")
+    return response
 
 
 def check_in_regions(request: Request, response: Response) -> None:

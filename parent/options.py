@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Sequence, Tuple
 
 from .grpc.options import GrpcOptions
+from .host_policy import HostPolicies
 from .metrics.options import MetricsOptions
+from .rate_limits import MODES, ResourceLimit
 from .tracing.options import TraceOptions
 
 
@@ -89,6 +91,8 @@ class TlsOptions:
 
 
 ALL_MODELS = "*"
+DEFAULT_MAX_QUEUE_SIZE = 32768
+"""Of each model: more than clients keep open, and little enough for the memory that small requests take."""
 MODEL_CONTROL_MODES = ("none", "poll", "explicit")
 
 
@@ -99,7 +103,10 @@ class ServerOptions:
     ``repository_poll_secs``) or "explicit" (``load_models`` are loaded, and models come and go). ``model_config_name`` names the file in
     a model's ``configs`` that goes before its ``config.pbtxt``. ``model_load_retry_count`` is how often a version that does not load is
     tried again. ``backend_directory`` holds Python-based backends. ``auto_complete_config`` permits models to complete their
-    configuration. ``metrics_address`` is, when empty, ``http_address``."""
+    configuration. ``metrics_address`` is, when empty, ``http_address``. ``rate_limit`` is "off" or "execution_count", with which
+    ``rate_limit_resources`` count (``<name>:<count>[:<device>]``); ``host_policies`` say on which cores instances run
+    (``<policy>,<setting>=<value>``). ``response_cache_byte_size`` is the size of the response cache; 0 for none. ``max_queue_size`` is how
+    many requests may wait for a model whose configuration does not say; 0 for any number."""
 
     model_repositories: List[str] = field(default_factory=list)
     model_control_mode: str = "none"
@@ -126,6 +133,11 @@ class ServerOptions:
     exit_on_error: bool = True
     exit_timeout_secs: float = 30
     strict_readiness: bool = True
+    response_cache_byte_size: int = 0
+    max_queue_size: int = DEFAULT_MAX_QUEUE_SIZE
+    rate_limit: str = "off"
+    rate_limit_resources: List[str] = field(default_factory=list)
+    host_policies: List[str] = field(default_factory=list)
     backend: BackendOptions = field(default_factory=BackendOptions)
     log: LogOptions = field(default_factory=LogOptions)
     metrics: MetricsOptions = field(default_factory=MetricsOptions)
@@ -152,5 +164,17 @@ class ServerOptions:
             raise OptionError("Use of '--load-model' requires setting '--model-control-mode=explicit' as well.")
         if ALL_MODELS in self.load_models and len(set(self.load_models)) > 1:
             raise OptionError("Wildcard model name '*' must be the ONLY startup model if specified at all.")
+        if self.rate_limit not in MODES:
+            raise OptionError(f"--rate-limit={self.rate_limit}: it is one of {', '.join(MODES)}")
+        _check_all("--rate-limit-resource", ResourceLimit.parse, self.rate_limit_resources)
+        _check_all("--host-policy", HostPolicies, [self.host_policies])
         if self.backend_directory and not os.path.isdir(self.backend_directory):
             raise OptionError(f"--backend-directory: '{self.backend_directory}' is not a directory")
+
+
+def _check_all(option: str, read: Callable[[Any], object], values: Iterable[Any]) -> None:
+    for value in values:
+        try:
+            read(value)
+        except ValueError as error:
+            raise OptionError(f"{option}: {error}") from error

@@ -90,6 +90,11 @@ def with_custom(extras: Extras, more: Mapping[str, Value]) -> Extras:
     return request_id, indices, _as_json({**json.loads(text), **more}), sequence_id, flags, timeout
 
 
+def merged(text: str, more: str) -> str:
+    """The parameters of two responses that become one, each as JSON text or ""; the later ones replace those of the same names."""
+    return _as_json({**json.loads(text), **json.loads(more)}) if text and more else text or more
+
+
 def with_trace(extras: Extras, trace: Tuple[int, int, str]) -> Extras:
     """Extras with the trace that the request belongs to."""
     return (*(extras or _NOTHING), trace)

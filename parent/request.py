@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTupl
 
 import numpy as np
 
-from ..shm.arena import Block
+from ..shm.arena import Block, aligned
 from ..shm.dtype import BY_CODE, DataType
 from ..shm.errors import ProtocolError
 from ..shm.message import IN_REGION
 from ..shm.segment import Segment
 from .errors import ServerError
 from .model_config import TensorSpec
+from .reshape import reshaped
 from .statistics import Failure
 
 if TYPE_CHECKING:
     from .client_memory import RegionUse
     from .instance import Instance
+    from .sequences import Turn
     from .tracing.trace import Trace
 
 Lease = Tuple[Callable[[Any], None], Any]
@@ -83,10 +85,10 @@ class OutputPlan:
     it is made once for each and kept with the model; compared by identity.
 
     ``extents``: for each block, the bytes of it that outputs use. ``nbytes``: sum of all outputs that lie in blocks. ``in_regions``: the
-    indices of the others.
+    indices of the others. ``misshapen``: what is wrong with the shape of an output that has a ``reshape``, empty if nothing is.
     """
 
-    __slots__ = ("extents", "in_regions", "nbytes", "outputs")
+    __slots__ = ("extents", "in_regions", "misshapen", "nbytes", "outputs")
 
     def __init__(self, specs: Sequence[TensorSpec], placed: Sequence[Tuple[Any, ...]], blocks: int) -> None:
         """Reads the outputs of a message that was decoded.
@@ -96,16 +98,34 @@ class OutputPlan:
         """
         extents = [0] * blocks
         outputs = []
+        self.misshapen = ""
         for index, code, shape, block, offset, nbytes in placed:
             if index >= len(specs):
                 raise ProtocolError(f"output {index} of {len(specs)}")
-            outputs.append(Output(specs[index].name, BY_CODE[code], shape, block, offset, nbytes))
+            spec = specs[index]
+            if spec.model_shape is not None:
+                seen, shape = shape, reshaped(shape, spec.model_shape, spec.shape)
+                if shape is None:
+                    self.misshapen = f"output '{spec.name}' has shape {list(seen)}, but its 'reshape' says {list(spec.model_shape)}"
+                    shape = seen
+            outputs.append(Output(spec.name, BY_CODE[code], shape, block, offset, nbytes))
             if block != IN_REGION:
                 extents[block] = max(extents[block], offset + nbytes)
         self.outputs = outputs
         self.extents = extents
         self.nbytes = sum([output.nbytes for output in outputs if output.block != IN_REGION])
         self.in_regions = frozenset([index for index, _, _, block, _, _ in placed if block == IN_REGION])
+
+    def packed(self) -> OutputPlan:
+        """The same outputs in one block, one after the other, each aligned. None of them is in a region."""
+        plan = object.__new__(OutputPlan)
+        plan.outputs, end = [], 0
+        for output in self.outputs:
+            plan.outputs.append(output._replace(block=0, offset=end))
+            end += aligned(output.nbytes)
+        plan.extents = [end]
+        plan.nbytes, plan.in_regions, plan.misshapen = self.nbytes, self.in_regions, self.misshapen
+        return plan
 
 
 class Response:
@@ -196,8 +216,8 @@ class Request:
     """
 
     __slots__ = (
-        "answered", "batch", "begun_ns", "blocks", "borrowed", "computed_ns", "execute_ns", "extras", "failure", "finished", "input_ns", "inputs",
-        "instance", "key", "priority", "regions", "respond", "responded_ns", "responses", "returned", "submitted_ns", "trace",
+        "answered", "batch", "begun_ns", "blocks", "borrowed", "cached_ns", "computed_ns", "execute_ns", "extras", "failure", "finished", "input_ns", "inputs",
+        "instance", "key", "priority", "regions", "respond", "responded_ns", "responses", "returned", "submitted_ns", "trace", "turn", "warmup",
     )  # fmt: skip
 
     def __init__(
@@ -221,6 +241,8 @@ class Request:
         """Those that it is executed with, where requests are executed together."""
         self.trace: Optional[Trace] = None
         """Is told what happens, if the request is traced."""
+        self.turn: Optional[Turn] = None
+        """What it is in its sequence, once it was handed over."""
         self.answered = False
         """``respond`` was told the last outcome."""
         self.finished = False
@@ -238,6 +260,10 @@ class Request:
         """What the stub says that ``execute`` took."""
         self.input_ns = 0
         """What the copying of its inputs took, before it was submitted."""
+        self.cached_ns = 0
+        """What it took to find the answer in the response cache, if it was there."""
+        self.warmup = False
+        """It is for the instance that it was handed to, and for nobody else's statistics."""
         self.failure: Optional[Failure] = None
         """Why there is no success to be counted."""
         self.responses = 0
@@ -250,3 +276,7 @@ class Request:
             block.release()
         if self.regions is not None:
             self.regions.release()
+
+
+Settled = Tuple[Request, Optional[Outcome], bool]
+"""A request, what came of it, and whether nothing more will."""

@@ -19,6 +19,10 @@ class Reason(Enum):
 
     FULL = "Exceeds maximum queue size"
     EXPIRED = "Request timeout expired"
+    NO_START = "must specify the START flag on the first request of the sequence"
+    SEQUENCE_EXPIRED = "timeout of the corresponding sequence has been expired"
+    CANCELLED = "a request of the same sequence was cancelled"
+    LOST = "the instance that had the sequence is gone"
 
 
 Actions = Tuple[Sequence[Tuple[Any, List[Any]]], Sequence[Tuple[Any, Reason]]]
@@ -73,12 +77,14 @@ class DefaultScheduler(Generic[Instance, Request]):
 
     Args:
         capacity: how many requests an instance executes at a time.
+        max_queue_size: how many may wait for an instance; 0 for any number.
     """
 
     due = None
 
-    def __init__(self, capacity: int = 1) -> None:
+    def __init__(self, capacity: int = 1, max_queue_size: int = 0) -> None:
         self._capacity = capacity
+        self._most = max_queue_size
         self.queue: Deque[Request] = deque()
         self._load: Dict[Instance, int] = {}
         self._idle: List[Instance] = []
@@ -108,6 +114,8 @@ class DefaultScheduler(Generic[Instance, Request]):
             instance = self._idle.pop()
             self._load[instance] = 1
             return ((instance, [request]),), ()
+        if self._most and len(self.queue) >= self._most:
+            return (), [(request, Reason.FULL)]
         self.queue.append(request)
         return self._dispatch()
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Union
 
 from ..shm.arena import Arena, Block
 from ..shm.errors import OutOfSharedMemory
@@ -17,10 +17,13 @@ from .instance import Instance, LoadFailed
 from .lifecycle import State
 from .repository import ModelFiles
 from .request import Request
+from .response_cache import CachedResponses
+from .slabs import Place, Slabs
 from .statistics import ModelStatistics
 
 if TYPE_CHECKING:
     from .core import Core
+    from .validation import Layout
 
 
 class SharedMemory(NamedTuple):
@@ -43,16 +46,22 @@ class Servable(ABC):
         self._set_config(config)
         self.inputs = model_config.tensor_specs(config, config.input)
         self.outputs = model_config.tensor_specs(config, config.output)
+        self.stub_outputs = self.outputs
+        """Those that instances may answer with: there may be some that are not for clients."""
         self.max_batch_size: int = config.max_batch_size
         self.decoupled: bool = config.model_transaction_policy.decoupled
         self.labels: Dict[str, classification.Labels] = {}
         self.lock = threading.Lock()
         self.segments: List[Segment] = []
         self.arena = Arena(self._grow, server.options.backend.shm_growth_byte_size)
+        self.slabs: Optional[Slabs] = None
+        """Where the inputs of a batch are to lie next to one another."""
         self.instances: List[Instance] = []
         self.reason = ""
         """Why it did not load, if it did not."""
         self.statistics = ModelStatistics(self.decoupled, self.max_batch_size > 0, *server.options.metrics.latencies(config))
+        self.cached: Optional[CachedResponses] = None
+        """Its part of the response cache, if it has one."""
         self.memo: Dict[Any, Any] = {}
         """What a front end has worked out about this model and wants to remember; it goes with the model."""
         self._stopping = False
@@ -113,8 +122,13 @@ class Servable(ABC):
         """Queues a request; ``request.respond`` will be called. In any thread.
 
         Raises:
-            Unavailable: it is not ready. The request's blocks are given back.
+            Unavailable: it is not ready. The request's blocks are given back, as with every error.
+            InvalidArgument, Unsupported: it is not what it should be in a sequence.
         """
+
+    @abstractmethod
+    def hurry(self) -> None:
+        """The request that was just submitted need not wait for others that may come in the same turn of the loop. In any thread."""
 
     @abstractmethod
     def cancel(self, request: Request, reason: Optional[ServerError] = None) -> None:
@@ -133,6 +147,10 @@ class Servable(ABC):
     @abstractmethod
     def in_flight(self) -> int:
         """How many requests are being executed or have been handed over for it."""
+
+    @abstractmethod
+    def servers(self, request: Optional[Request]) -> List[List[Instance]]:
+        """For each execution that a request still needs, the instances that may take it up; None for a request that was not submitted."""
 
     @abstractmethod
     def pending(self) -> int:
@@ -162,6 +180,19 @@ class Servable(ABC):
         except OutOfSharedMemory as error:
             raise self.no_room(error) from error
 
+    def place(self, layout: Layout) -> Union[Block, Place]:
+        """Where the inputs of a request are to be written: rows of a slab, or a block of the request arena.
+
+        Raises:
+            Unavailable: there is no room for it.
+        """
+        if layout.rows is not None and self.slabs is not None:
+            with self.lock:
+                place = self.slabs.take(layout.rows)
+            if place is not None:
+                return place
+        return self.allocate(layout.nbytes)
+
     def no_room(self, error: OutOfSharedMemory) -> Unavailable:
         """Counts a request whose inputs find no room; what its client is told."""
         self.statistics.refused()
@@ -171,7 +202,7 @@ class Servable(ABC):
         """How much shared memory it has."""
         with self.lock:
             self.arena.collect()
-            free = self.arena.free_bytes()
+            free = self.arena.free_bytes() + (self.slabs.idle_bytes() if self.slabs is not None else 0)
             inputs = sum(segment.size for segment in self.segments)
             outputs = sum(segment.size for instance in self.instances for segment in instance.channel.loans.outputs.values())
         return SharedMemory(inputs, inputs - free, outputs)

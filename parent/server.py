@@ -174,6 +174,7 @@ class Server:
         Args:
             inputs: arrays by name, of the dtypes of the configuration; object or bytes arrays for BYTES, uint16 for BF16.
             outputs: names of those wanted; none means all.
+            parameters: for the model, but for those that have a meaning for clients, too, such as sequence_id and sequence_start.
             timeout: seconds to wait.
 
         Raises:

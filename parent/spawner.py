@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Mapping, Optional, Protocol, Tuple
 from ..shm.control import EXITED, SPAWN, SPAWNED, ControlSocket
 from ..shm.errors import PeerGone, ProtocolError
 from .fork_server import ForkServer
+from .placement import Placement
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,14 @@ class Spawner:
         self._loop = loop
         loop.add_reader(self._control.fileno(), self._on_message)
 
-    def spawn(self, stub: Spawned, interpreter: Optional[str], environment: Mapping[str, Optional[str]], fds: Tuple[int, int, int]) -> None:
+    def spawn(
+        self,
+        stub: Spawned,
+        interpreter: Optional[str],
+        environment: Mapping[str, Optional[str]],
+        placement: Placement,
+        fds: Tuple[int, int, int],
+    ) -> None:
         """Asks for a process with the descriptors (control socket, stdout, stderr); ``stub`` is told how it goes.
 
         Args:
@@ -46,7 +54,9 @@ class Spawner:
         """
         self._next_key += 1
         self._waiting[self._next_key] = stub
-        self._control.send((SPAWN, self._next_key, interpreter, dict(environment)), fds)
+        variables = {**environment, **placement.variables}
+        cores = None if placement.cores is None else sorted(placement.cores)
+        self._control.send((SPAWN, self._next_key, interpreter, variables, cores, placement.threads), fds)
 
     def close(self) -> None:
         """Ends the fork server, and with it any stub that is left."""

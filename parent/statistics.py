@@ -8,6 +8,7 @@ Copying its inputs into shared memory, ``compute_input``, is over before a reque
 had arrived here. ``settled``: the last response was handed to whoever asked.
 
 A request that failed counts with its whole duration, and with the reason, and nothing else; its execution, if there was one, counts.
+One that was answered from the response cache has a queue and no compute, and is no inference.
 """
 
 from __future__ import annotations
@@ -106,6 +107,8 @@ class ModelStatistics:
         "_notes",
         "_responses",
         "_responsive",
+        "cache_hits",
+        "cache_misses",
         "executions",
         "fail_ns",
         "failures",
@@ -152,6 +155,10 @@ class ModelStatistics:
         """Executions of which the time in ``execute`` is known apart."""
         self.round_trip_ns = 0
         """What these took beside it: the way through both rings."""
+        self.cache_hits = Tally()
+        """Requests that were answered from the response cache, and what it took to find that."""
+        self.cache_misses = Tally()
+        """Those for which nothing was there, and what it took to find that and to keep the answer."""
         self.failures = [0] * len(Failure)
         self.fail_ns = 0
         self.last_ns = 0
@@ -167,13 +174,15 @@ class ModelStatistics:
             arrived: when that began (``perf_counter_ns``, as all times here); needed for a decoupled model only.
             now: when it was done.
         """
+        if request.warmup:
+            return
         if self._responsive:
             with self.lock:
                 self._response(request, outcome, arrived, now)
         if final:
             notes = self._notes
             notes.append((
-                request.submitted_ns, request.begun_ns, request.computed_ns, now, request.input_ns, request.execute_ns, request.failure, request.inputs, request.batch,
+                request.submitted_ns, request.begun_ns, request.computed_ns, now, request.input_ns, request.execute_ns, request.failure, request.inputs, request.batch, request.cached_ns,
             ))  # fmt: skip
             if len(notes) >= _NOTES:
                 self.count()
@@ -195,6 +204,7 @@ class ModelStatistics:
         failure: Optional[Failure],
         inputs: Any,
         batch: Optional[Batch],
+        cached_ns: int,
     ) -> None:
         infer_ns = output_ns = 0
         size = inputs[0][2][0] if self._batching and inputs else 1
@@ -203,20 +213,14 @@ class ModelStatistics:
             output_ns = now - computed
             self.last_ns = submitted
             if batch is None or not batch.counted:
-                self.executions += 1
                 if 0 < execute_ns <= infer_ns:
                     self.round_trips += 1
                     self.round_trip_ns += infer_ns - execute_ns
-                items = size if batch is None else batch.items
-                batches = self._batches.get(items)
-                if batches is None:
-                    batches = self._batches[items] = _Batches()
-                batches.count += 1
-                batches.input_ns += input_ns
-                batches.infer_ns += infer_ns
-                batches.output_ns += output_ns
-                if batch is not None:
+                if batch is None:
+                    self._execution(size, input_ns, infer_ns, output_ns)
+                else:
                     batch.counted = True
+                    self._execution(batch.items, input_ns, batch.computed_ns - batch.begun_ns or infer_ns, output_ns)
         total_ns = now - submitted + input_ns
         if failure is not None:
             self.failures[failure] += 1
@@ -224,7 +228,10 @@ class ModelStatistics:
             return
         queue_ns = begun - submitted
         self.successes += 1
-        self.inferences += size
+        if cached_ns:
+            self.cache_hits.add(cached_ns)
+        else:
+            self.inferences += size
         self.total_ns += total_ns
         self.queue_ns += queue_ns
         self.input_ns += input_ns
@@ -232,6 +239,33 @@ class ModelStatistics:
         self.output_ns += output_ns
         if self.latencies is not None:
             self.latencies.observe((total_ns, queue_ns, input_ns, infer_ns, output_ns), now)
+
+    def cache_missed(self, nanoseconds: int) -> None:
+        """It took so long to find that there is no answer in the response cache."""
+        with self.lock:
+            self.cache_misses.add(nanoseconds)
+
+    def cache_filled(self, nanoseconds: int) -> None:
+        """It took so long to keep an answer there."""
+        with self.lock:
+            self.cache_misses.ns += nanoseconds
+
+    def _execution(self, items: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
+        self.executions += 1
+        batches = self._batches.get(items)
+        if batches is None:
+            batches = self._batches[items] = _Batches()
+        batches.count += 1
+        batches.input_ns += input_ns
+        batches.infer_ns += infer_ns
+        batches.output_ns += output_ns
+
+    def given_back(self, batch: Batch) -> None:
+        """A request of a batch is to be executed once more: the end of the request will not tell of this execution."""
+        with self.lock:
+            if not batch.counted:
+                batch.counted = True
+                self._execution(batch.items, 0, batch.computed_ns - batch.begun_ns, 0)
 
     def refused(self) -> None:
         """A request was turned away before there was one, because it found no room."""
@@ -266,6 +300,7 @@ class ModelStatistics:
         """The parts of ``model_stats`` that are counted, in the form of the protocol. ``last_inference``: ms since 1970."""
         self.count()
         with self.lock:
+            computed = self.successes - self.cache_hits.count
             return {
                 "last_inference": (time.time_ns() - perf_counter_ns() + self.last_ns) // 1_000_000 if self.last_ns else 0,
                 "inference_count": self.inferences,
@@ -274,11 +309,11 @@ class ModelStatistics:
                     "success": _duration(self.successes, self.total_ns),
                     "fail": _duration(sum(self.failures), self.fail_ns),
                     "queue": _duration(self.successes, self.queue_ns),
-                    "compute_input": _duration(self.successes, self.input_ns),
-                    "compute_infer": _duration(self.successes, self.infer_ns),
-                    "compute_output": _duration(self.successes, self.output_ns),
-                    "cache_hit": _duration(0, 0),
-                    "cache_miss": _duration(0, 0),
+                    "compute_input": _duration(computed, self.input_ns),
+                    "compute_infer": _duration(computed, self.infer_ns),
+                    "compute_output": _duration(computed, self.output_ns),
+                    "cache_hit": self.cache_hits.as_dict(),
+                    "cache_miss": self.cache_misses.as_dict(),
                 },
                 "response_stats": {
                     str(index): {name: getattr(responses, name).as_dict() for name in _RESPONSE_PARTS}

@@ -12,6 +12,7 @@ from typing import Any, Callable, Mapping, Optional, Protocol, Sequence, Tuple
 from ..shm.control import ControlSocket, close_all
 from ..shm.errors import PeerGone, ProtocolError
 from .lifecycle import IllegalTransition
+from .placement import ANYWHERE, Placement
 from .spawner import Spawner
 from .stub_output import LineReader
 
@@ -59,7 +60,9 @@ class StubProcess:
         self.pid: Optional[int] = None
         self.ended: asyncio.Future[None] = self._loop.create_future()
 
-    def start(self, spawner: Spawner, interpreter: Optional[str], variables: Mapping[str, Optional[str]]) -> None:
+    def start(
+        self, spawner: Spawner, interpreter: Optional[str], variables: Mapping[str, Optional[str]], placement: Placement = ANYWHERE
+    ) -> None:
         """Asks the fork server for the process.
 
         Raises:
@@ -71,7 +74,7 @@ class StubProcess:
         self._control.set_blocking(False)
         self._loop.add_reader(self._control.fileno(), self._on_readable)
         with far:
-            spawner.spawn(self, interpreter, variables, (far.fileno(), self._stdout.write_end, self._stderr.write_end))
+            spawner.spawn(self, interpreter, variables, placement, (far.fileno(), self._stdout.write_end, self._stderr.write_end))
         self._stdout.close_write_end()
         self._stderr.close_write_end()
 

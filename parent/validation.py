@@ -10,6 +10,8 @@ from ..shm.dtype import BYTES, MAX_ELEMENTS, element_count
 from .client_memory import RegionSlice
 from .errors import InvalidArgument
 from .model_config import TensorSpec
+from .reshape import reshaped
+from .slabs import Rows, rows_of
 
 if TYPE_CHECKING:
     from .servable import Servable
@@ -44,13 +46,14 @@ class Placement(NamedTuple):
 class Layout(NamedTuple):
     """``placements`` in the order the client gave, and in ``indices`` the place of each in the configuration; ``inputs`` as a message
     describes them when one block holds them all, in the order of the configuration; ``nbytes`` of that block. Those that lie in regions of
-    the client's are at ``slices``, which a message counts after the block."""
+    the client's are at ``slices``, which a message counts after the block. ``rows``: as which they may lie in a slab, if they may."""
 
     placements: List[Placement]
     indices: List[int]
     inputs: Tuple[Tuple[int, int, Tuple[int, ...], int, int, int], ...]
     nbytes: int
     slices: Tuple[RegionSlice, ...] = ()
+    rows: Optional[Rows] = None
 
 
 def lay_out(model: Servable, given: Sequence[GivenInput]) -> Layout:
@@ -74,19 +77,22 @@ def lay_out(model: Servable, given: Sequence[GivenInput]) -> Layout:
             )
         _check_shape(model, spec, one.shape)
         _check_size(model, spec, one)
+        seen = one.shape if spec.model_shape is None else reshaped(one.shape, spec.shape, spec.model_shape) or ()
         indices.append(index)
         if one.place is not None:
             slices.append(one.place)
             placements.append(Placement(spec, one.shape, 0, one.nbytes, in_region=True))
-            message.append((index, spec.dtype.code, one.shape, len(slices), 0, one.nbytes))
+            message.append((index, spec.dtype.code, seen, len(slices), 0, one.nbytes))
             continue
         placements.append(Placement(spec, one.shape, offset, one.nbytes))
-        message.append((index, spec.dtype.code, one.shape, 0, offset, one.nbytes))
+        message.append((index, spec.dtype.code, seen, 0, offset, one.nbytes))
         offset += aligned(one.nbytes)
     if model.max_batch_size > 0 and len({one.shape[0] for one in given}) > 1:
         batches = ", ".join(f"'{one.name}': {one.shape[0]}" for one in given)
         raise InvalidArgument(f"the inputs of a request to model '{model.name}' must have the same batch size, got {batches}")
-    return Layout(placements, indices, tuple(sorted(message)), size_class(offset), tuple(slices))
+    inputs = tuple(sorted(message))
+    in_rows = model.slabs is not None and not slices and all(place.spec.dtype is not BYTES for place in placements)
+    return Layout(placements, indices, inputs, size_class(offset), tuple(slices), rows_of(inputs) if in_rows else None)
 
 
 def _check_names(model: Servable, given: Sequence[GivenInput], specs: Dict[str, Tuple[int, TensorSpec]]) -> None:

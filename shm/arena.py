@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from time import perf_counter_ns
-from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
+from typing import Any, Callable, Deque, Dict, List, Optional, Protocol, Tuple
 
 import numpy as np
 
@@ -91,6 +91,12 @@ class Block:
         return np.ndarray((self.size,), np.uint8, self.segment.memory, self.offset)
 
 
+class Held(Protocol):
+    """A block, or a hold on one."""
+
+    def release(self) -> None: ...
+
+
 class Arena:
     """Allocates blocks from segments that ``grow`` supplies.
 
@@ -107,7 +113,7 @@ class Arena:
         self._free: Dict[int, List[Block]] = {}
         self._blocks: Dict[Tuple[int, int], Block] = {}
         self._fresh: List[Tuple[Segment, int, int]] = []  # from here to there in the segment
-        self.dropped: Deque[Block] = deque()
+        self.dropped: Deque[Held] = deque()
         """Blocks whose last view was collected, in whatever thread: appending is all that a weakref callback may do."""
 
     def allocate(self, nbytes: int) -> Block:

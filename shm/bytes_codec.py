@@ -13,7 +13,8 @@ import numpy as np
 
 Buffer = Union[bytes, bytearray, memoryview, np.ndarray]
 
-_LENGTH = 4
+LENGTH_BYTES = 4
+"""What the length of an element takes."""
 _PREFIXES = [struct.pack("<I", length) for length in range(1024)]
 """The lengths of short elements as they are written; picking one takes half as long as packing it."""
 _LONGEST_ITEM = 2**31 - 1
@@ -55,17 +56,17 @@ def decode(buffer: Buffer) -> List[bytes]:
     """
     uniform = _uniform_length(buffer)
     if uniform is not None and uniform <= _LONGEST_ITEM:
-        count = len(buffer) // (_LENGTH + uniform)
+        count = len(buffer) // (LENGTH_BYTES + uniform)
         if uniform == 0:
             return [b""] * count
-        matrix = np.ndarray((count,), f"V{uniform}", buffer, _LENGTH, (_LENGTH + uniform,))
+        matrix = np.ndarray((count,), f"V{uniform}", buffer, LENGTH_BYTES, (LENGTH_BYTES + uniform,))
         items: List[bytes] = matrix.tolist()
         return items
     data = bytes(buffer)
     items, position, end = [], 0, len(data)
-    unpack_from, append, last = struct.Struct("<I").unpack_from, items.append, end - _LENGTH
+    unpack_from, append, last = struct.Struct("<I").unpack_from, items.append, end - LENGTH_BYTES
     while position <= last:
-        start = position + _LENGTH
+        start = position + LENGTH_BYTES
         position = start + unpack_from(data, position)[0]
         append(data[start:position])
     if position != end:
@@ -81,12 +82,12 @@ def count(buffer: Buffer) -> int:
     """
     uniform = _uniform_length(buffer)
     if uniform is not None:
-        return len(buffer) // (_LENGTH + uniform)
+        return len(buffer) // (LENGTH_BYTES + uniform)
     elements, position, end = 0, 0, len(buffer)
     unpack_from = struct.Struct("<I").unpack_from
-    last = end - _LENGTH
+    last = end - LENGTH_BYTES
     while position <= last:
-        position += _LENGTH + unpack_from(buffer, position)[0]
+        position += LENGTH_BYTES + unpack_from(buffer, position)[0]
         elements += 1
     if position != end:
         _raise_at(buffer, end)
@@ -111,13 +112,13 @@ def mismatch(buffer: Buffer, expected: int, name: str, model: str) -> str:
 def _uniform_length(buffer: Buffer) -> Optional[int]:
     """The length that all elements have, if they have one (None for an empty buffer)."""
     end = len(buffer)
-    if end < _LENGTH:
+    if end < LENGTH_BYTES:
         return None
-    length = int.from_bytes(buffer[:_LENGTH], "little")
-    elements, rest = divmod(end, _LENGTH + length)
+    length = int.from_bytes(buffer[:LENGTH_BYTES], "little")
+    elements, rest = divmod(end, LENGTH_BYTES + length)
     if rest:
         return None
-    lengths = np.ndarray((elements,), "<u4", buffer, 0, (_LENGTH + length,))
+    lengths = np.ndarray((elements,), "<u4", buffer, 0, (LENGTH_BYTES + length,))
     return length if (lengths == length).all() else None
 
 
@@ -125,10 +126,10 @@ def _raise_at(buffer: Buffer, end: int) -> None:
     """Finds the element that the buffer ends in, and raises."""
     position = 0
     while True:
-        if end - position < _LENGTH:
+        if end - position < LENGTH_BYTES:
             raise BytesError(None, end - position)
-        length = int.from_bytes(bytes(buffer[position : position + _LENGTH]), "little")
-        position += _LENGTH
+        length = int.from_bytes(bytes(buffer[position : position + LENGTH_BYTES]), "little")
+        position += LENGTH_BYTES
         if end - position < length:
             raise BytesError(length, end - position)
         position += length

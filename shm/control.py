@@ -24,7 +24,8 @@ msgpack array whose first element says what it is:
                       (ANSWER, number, error text or None, value)
                       (CHECK, number)                          asks the model's is_ready
                       (CANCEL, key)                            cancels the coroutine of that request
-    to the spawner    (SPAWN, key, interpreter, environment)   descriptors: the stub's control socket, stdout, stderr
+    to the spawner    (SPAWN, key, interpreter, environment, cores or None, threads or None)
+                                               descriptors: the stub's control socket, stdout, stderr
     from the spawner  (SPAWNED, key, pid) and (EXITED, key, status)
 
 A message too long for a datagram travels in an anonymous file, whose descriptor comes last.
@@ -52,6 +53,8 @@ NO_SEGMENT = -1
 _DATAGRAM_BYTES = 64 << 10
 _IN_FILE = 0xFF
 _MAX_FDS = 8
+_BLOCK_BYTES = 512
+"""What st_blocks counts (stat(2))."""
 _ANCILLARY_BYTES = socket.CMSG_LEN(_MAX_FDS * array("i").itemsize)
 
 Message = Tuple[Tuple[Any, ...], List[int]]
@@ -160,10 +163,14 @@ def _read_file(message: Tuple[Any, ...], fds: List[int]) -> Tuple[Any, ...]:
         raise ProtocolError("a control message in a file comes with its length and its descriptor")
     file = fds.pop()
     try:
-        if message[1] != os.fstat(file).st_size:
+        about = os.fstat(file)
+        if message[1] != about.st_size:
             raise ProtocolError("a control message is shorter than announced")
+        if message[1] > about.st_blocks * _BLOCK_BYTES:
+            # Whoever wants a message to take that much memory here has to have taken as much.
+            raise ProtocolError("a control message is in a file with holes")
         return unpack(os.pread(file, message[1], 0))
-    except (OSError, ValueError, OverflowError, MemoryError) as error:  # a sparse file may claim any size
+    except (OSError, ValueError, OverflowError, MemoryError) as error:
         raise ProtocolError(f"a control message in a file cannot be read: {error}") from error
     finally:
         os.close(file)

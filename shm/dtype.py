@@ -38,9 +38,11 @@ BY_CODE = {t.code: t for t in DATA_TYPES}
 BY_NAME = {t.name: t for t in DATA_TYPES}
 BY_CONFIG_NAME = {t.config_name: t for t in DATA_TYPES}
 BY_NUMPY = {t.numpy: t for t in DATA_TYPES if t.numpy is not None}
-BOOL, FP16, BYTES, BF16 = (BY_NAME[n] for n in ("BOOL", "FP16", "BYTES", "BF16"))
+BOOL, INT32, FP16, FP32, BYTES, BF16 = (BY_NAME[n] for n in ("BOOL", "INT32", "FP16", "FP32", "BYTES", "BF16"))
 
 MAX_ELEMENTS = 2**63 - 1
+MAX_RANK = 64
+"""No array has more dimensions (numpy's NPY_MAXDIMS)."""
 
 
 def element_count(shape: Sequence[int]) -> int:
@@ -49,3 +51,16 @@ def element_count(shape: Sequence[int]) -> int:
     for dim in shape:
         count *= dim
     return count
+
+
+def has_elements(shape: Sequence[int], count: int) -> bool:
+    """Whether a tensor of ``shape``, which anybody may have made up, has so many elements. The number of them, which may have as many digits
+    as the shape, is never computed."""
+    if 0 in shape:
+        return count == 0
+    product = 1
+    for dim in shape:
+        product *= dim
+        if product > count:
+            return False
+    return product == count

@@ -12,7 +12,8 @@ pack or unpack; a map costs three times that). Records, with () for optional par
     releases  ((segment, offset), ...)                 blocks of the receiver that the sender has done with
     request   (key, borrowed, ((segment, offset, nbytes), ...), inputs, extras, regions)
       borrowed  the blocks are another stub's: what is written to them must stay private
-      input     (name, dtype, shape, index in blocks, offset in the block, nbytes)       name: index in the configuration
+      input     (name, dtype, shape, index in blocks, offset in the block, nbytes)       name: index in the configuration; what is added to
+                the requests of sequences comes after the inputs that it has there
       extras    () or (id, requested names or None, parameters as JSON text, correlation id, flags, timeout in us), and the trace of a
                 request that is traced
       trace     (number, what is traced, context as JSON text or "")
@@ -40,24 +41,30 @@ Any bytes are a message or a ProtocolError.
 
 from __future__ import annotations
 
+import json
 from enum import IntEnum
 from marshal import dumps as marshalled
-from typing import Any, Callable, List, Set, Tuple
+from typing import Any, Callable, List, Set, Tuple, TypeVar
 
 import msgpack
 
-from .dtype import BY_CODE, BYTES, element_count
+from .dtype import BY_CODE, BYTES, MAX_RANK, has_elements
 from .errors import ProtocolError
 
 PROTOCOL_VERSION = 4
 
 _REMEMBERED = 1024
 
+_Checked = TypeVar("_Checked", str, Tuple[bytes, int])
+
 _UNICODE_ERRORS = "backslashreplace"
 """Texts of errors and logs may hold what is not Unicode, such as the names of files: they are told as Python's repr tells them."""
 
 _known_named: Set[Tuple[bytes, int]] = set()
 """Lists of tensors with names as text that were checked before, with their number of blocks."""
+
+_known_parameters: Set[str] = set()
+"""Parameters of responses and calls that were checked before."""
 
 _known_tensors: Set[Tuple[bytes, int]] = set()
 """Lists of tensors that were checked before, inputs with the size of their block and outputs with the complement of their number of
@@ -160,6 +167,18 @@ def decode_up(record: bytes) -> Tuple[Any, ...]:
     raise ProtocolError(f"no record begins with {kind!r} and has {len(message)} parts")
 
 
+def check_call(call: Tuple[Any, ...]) -> None:
+    """Checks a call, as a record has it, that came some other way.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    try:
+        _check_call(call)
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"malformed call: {error}") from error
+
+
 def _checked_indirect(message: Tuple[Any, ...]) -> Tuple[Any, ...]:
     _, segment, offset, nbytes = message
     if type(segment) is not int or type(offset) is not int or type(nbytes) is not int:
@@ -232,6 +251,8 @@ def _check_result(result: Any) -> None:
         raise ValueError(f"result {key!r}")
     if type(flags) is not int or flags & ~_RESULT_FLAGS:
         raise ValueError(f"flags {flags!r} of a result")
+    if parameters and parameters not in _known_parameters:
+        _check_parameters(parameters)
     for index in kept:
         if type(index) is not int or index < 0:
             raise ValueError(f"kept block {index!r}")
@@ -261,10 +282,25 @@ def _check_call(call: Any) -> None:
     _check_blocks(blocks)
     if (marshalled(inputs, 2), len(blocks)) not in _known_named:
         _check_named(inputs, len(blocks))
+    if type(requested) is not tuple:
+        raise ValueError(f"requested outputs {requested!r}")
     for name in requested:
         if type(name) is not str:
             raise ValueError(f"requested output {name!r}")
     _check_extras(*extras)
+    if extras[1] not in _known_parameters:
+        _check_parameters(extras[1])
+
+
+def _check_parameters(text: str) -> None:
+    """Those that a stub sends: others read them, and do not look."""
+    try:
+        parameters = json.loads(text)
+    except RecursionError:
+        parameters = None
+    if type(parameters) is not dict or not all(isinstance(value, (bool, int, float, str)) for value in parameters.values()):
+        raise ValueError(f"parameters {text:.100}")
+    _remember(_known_parameters, text)
 
 
 def _check_reply(reply: Any) -> None:
@@ -288,6 +324,7 @@ def _check_named(tensors: Any, blocks: int) -> None:
         if type(name) is not str:
             raise ValueError(f"name {name!r} of a tensor")
         _check_tensor(0, dtype, shape, offset, nbytes)
+        _check_rank(name, shape)
         _check_index(name, block, blocks)
     _remember(_known_named, (marshalled(tensors, 2), blocks))
 
@@ -297,6 +334,7 @@ def _check_outputs(outputs: Any, blocks: int) -> None:
         raise ValueError(f"outputs {outputs!r}")
     for name, dtype, shape, block, offset, nbytes in outputs:
         _check_tensor(name, dtype, shape, offset, nbytes)
+        _check_rank(name, shape)
         if type(block) is not int or block != IN_REGION or offset != 0:
             _check_index(name, block, blocks)
     _remember(_known_tensors, (marshalled(outputs, 2), ~blocks))
@@ -319,10 +357,10 @@ def _check_inputs(inputs: Any, sizes: List[int]) -> None:
         _remember(_known_tensors, (marshalled(inputs, 2), sizes[0]))
 
 
-def _remember(known: Set[Tuple[bytes, int]], tensors: Tuple[bytes, int]) -> None:
+def _remember(known: Set[_Checked], checked: _Checked) -> None:
     if len(known) >= _REMEMBERED:
         known.clear()
-    known.add(tensors)
+    known.add(checked)
 
 
 def _check_tensor(name: Any, dtype: Any, shape: Any, offset: Any, nbytes: Any) -> None:
@@ -335,5 +373,12 @@ def _check_tensor(name: Any, dtype: Any, shape: Any, offset: Any, nbytes: Any) -
             raise ValueError(f"dimension {dim!r} of tensor {name}")
     if type(dtype) is not int or dtype not in BY_CODE:
         raise ValueError(f"data type {dtype!r} of tensor {name}")
-    if dtype != BYTES.code and element_count(shape) * BY_CODE[dtype].itemsize != nbytes:
-        raise ValueError(f"tensor {name} of shape {shape} in {nbytes} bytes")
+    if dtype != BYTES.code:
+        elements, rest = divmod(nbytes, BY_CODE[dtype].itemsize)
+        if rest or not has_elements(shape, elements):
+            raise ValueError(f"tensor {name} of shape {shape} in {nbytes} bytes")
+
+
+def _check_rank(name: Any, shape: Any) -> None:
+    if len(shape) > MAX_RANK:
+        raise ValueError(f"{len(shape)} dimensions of tensor {name}")

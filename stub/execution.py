@@ -23,7 +23,7 @@ from .request import InferenceRequest
 from .response import InferenceResponse
 from .tensor import Tensor
 
-_REMEMBERED = 256
+_REMEMBERED = 1024
 
 Message = Tuple[Any, ...]
 Log = Callable[..., None]
@@ -68,8 +68,13 @@ class Executions:
         refs: List[List[weakref.ref]] = []
         memory = self.memory
         refused: Dict[int, Answer] = {}
+        last: Any = None
         for key, borrowed, blocks, inputs, extras, regions in batch:
-            bases = memory.borrow(blocks) if borrowed else memory.receive(blocks)
+            # Requests that lie in rows of one block have one base, so that a view of it may be one of all of them.
+            in_rows = blocks == last and not borrowed and not regions
+            if not in_rows:
+                bases = memory.borrow(blocks) if borrowed else memory.receive(blocks)
+            last = None if borrowed or regions else blocks
             in_regions: Optional[InRegions] = None
             if regions:
                 try:
@@ -80,7 +85,7 @@ class Executions:
                 bases += read
                 del read
                 in_regions = InRegions(looks, {index: (region, offset, nbytes) for index, region, offset, nbytes in regions[1]})
-            refs.append([weakref.ref(base) for base in bases])
+            refs.append(refs[-1] if in_rows else [weakref.ref(base) for base in bases])
             plan = self._plans.get(inputs) or self._plan(inputs)
             tensors = [Tensor._over(name, dtype, shape, bases[i], start, size) for name, dtype, shape, i, start, size in plan]
             if extras:
@@ -208,9 +213,11 @@ class Execution:
         """Which of a request's blocks the model still views; what an answer says of such a block is copied. Under the lock of the outbox:
         their release must not be written before it has been written that they are kept."""
         _, borrowed, blocks, *_ = self._batch[index]
-        memory = self._common.memory
+        memory, refs = self._common.memory, self._refs[index]
+        # Of requests with one base the first keeps it for all of them.
+        again = index > 0 and refs is self._refs[index - 1]
         kept = []
-        for i, ref in enumerate(self._refs[index]):
+        for i, ref in enumerate(refs):
             base: Optional[np.ndarray] = ref()
             if base is not None and i >= len(blocks):
                 # What lies in a region of the client's is nobody's to be given back.
@@ -220,8 +227,9 @@ class Execution:
                     look.keep()
                 elif (key := memory.key_of(base)) in answer[0]:
                     memory.detach(answer[0], key, base)
-            elif base is not None and memory.let_go(blocks[i], base):
-                kept.append(i)
+            elif base is not None and (again or memory.let_go(blocks[i], base)):
+                if not again:
+                    kept.append(i)
                 key = blocks[i][:2]
                 if key in answer[0] and not borrowed:
                     memory.detach(answer[0], key, base)

@@ -31,7 +31,8 @@ class _NoCaller:
 
 class Host:
     """``log``: takes (level, file, line, text) and, if there is one, a traceback. ``allocate``: bytes -> UINT8 array to place an output in. ``free_memory``: bytes that are
-    free in the shared memory for outputs. ``model_dir``: the version directory of the model. ``instance``: its name, empty outside a
+    free in the shared memory for outputs. ``model_dir``: the version directory of the model. ``model_config``: its configuration, as
+    ``initialize`` is given it, empty outside a server. ``instance``: its name, empty outside a
     server. ``caller``: executes requests that the model makes (``stublet.stub.caller``).
 
     ``ask`` takes a question and its arguments to the server and returns the answer, or raises TritonModelException with the server's
@@ -41,6 +42,7 @@ class Host:
     allocate: Callable[[int], np.ndarray] = staticmethod(lambda nbytes: np.empty(nbytes, np.uint8))
     free_memory: Callable[[], int] = staticmethod(lambda: 0)
     model_dir: str = ""
+    model_config: str = ""
     instance: str = ""
     caller: Any = _NoCaller()
     ask: Callable[..., Any]

@@ -117,6 +117,7 @@ class Stub:
         link.on_cancel = self._cancel_coroutine
         self._bind_host(settings)
         host.instance = self._instance
+        host.model_config = settings["args"]["model_config"]
         host.allocate = self._memory.empty
         host.free_memory = self._memory.free_bytes
         host.caller = self._caller

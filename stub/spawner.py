@@ -22,6 +22,7 @@ import msgpack
 
 from ..shm.control import EXITED, SPAWN, SPAWNED, ControlSocket, close_all
 from ..shm.errors import PeerGone, ProtocolError
+from .thread_counts import ThreadCounts
 
 _PR_SET_PDEATHSIG = 1
 _STARTUP_FAILED = 127
@@ -33,6 +34,7 @@ class Spawner:
     def __init__(self, control: ControlSocket) -> None:
         self._control = control
         self._prctl = ctypes.CDLL(None, use_errno=True).prctl
+        self._threads = ThreadCounts()
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def run(self) -> Optional[int]:
@@ -68,9 +70,11 @@ class Spawner:
                 return control_fd
 
     def _spawn(self, message: Tuple[Any, ...], fds: List[int]) -> Optional[int]:
-        _, key, interpreter, environment = message
+        _, key, interpreter, environment, cores, threads = message
         control_fd, stdout, stderr = fds
         parent = os.getpid()
+        if interpreter is None:
+            self._threads.set(threads)
         pid = os.fork()
         if pid:
             close_all(fds)
@@ -78,6 +82,8 @@ class Spawner:
             return None
         try:
             self._become_stub(parent, stdout, stderr, environment)
+            if cores is not None:
+                os.sched_setaffinity(0, cores)
             if interpreter is None:
                 self._control.close()
                 return control_fd

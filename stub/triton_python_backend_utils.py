@@ -9,6 +9,7 @@ import numpy as np
 
 from ..shm import bytes_codec
 from ..shm.dtype import BY_CODE, BY_NUMPY, BYTES, DATA_TYPES
+from .batch import batch, split
 from .error import TritonError, TritonModelException
 from .host import host
 from .logger import Logger
@@ -38,6 +39,7 @@ __all__ = [
     "Tensor",
     "TritonError",
     "TritonModelException",
+    "batch",
     "deserialize_bytes_tensor",
     "empty",
     "get_input_config_by_name",
@@ -49,6 +51,7 @@ __all__ = [
     "load_model",
     "numpy_to_triton_type",
     "serialize_byte_tensor",
+    "split",
     "triton_string_to_numpy",
     "triton_to_numpy_type",
     "unload_model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any, Callable, List, Sequence, Tuple
 
@@ -100,6 +101,8 @@ def check_result(key: Any, flags: Any, took: Any, kept: Any, blocks: Any, output
     assert 0 <= flags <= 31 and all(index >= 0 for index in kept)
     check_tensors(outputs, int, [math.inf] * check_keys(blocks), in_region=True)
     check(parameters, str)
+    if parameters:
+        check_parameters(parameters)
     check_error(error)
 
 
@@ -110,11 +113,18 @@ def check_call(number: Any, *call: Any) -> None:
         check_numbers(flags, version)
         assert 0 <= flags <= 3
         check_tensors(inputs, str, [math.inf] * check_keys(blocks))
-        request_id, parameters, correlation_id, sequence, timeout = extras
+        request_id, parameters, correlation_id, sequence, timeout, *trace = extras
         for text in (model, *requested, request_id, parameters):
             check(text, str)
+        check_parameters(parameters)
         check(correlation_id, int, str)
         check_numbers(sequence, timeout)
+        check_trace(*trace)
+
+
+def check_parameters(text: str) -> None:
+    for value in json.loads(text).values():
+        check(value, bool, int, float, str)
 
 
 def check_reply(call: Any, final: Any, blocks: Any, outputs: Any, error: Any, parameters: Any) -> None:
@@ -135,11 +145,19 @@ def check_error(error: Any) -> None:
 def check_extras(extras: Any) -> None:
     if not extras:
         return
-    request_id, requested, parameters, correlation_id, flags, timeout = extras
+    request_id, requested, parameters, correlation_id, flags, timeout, *trace = extras
     for text in (request_id, parameters):
         check(text, str)
     check_numbers(*(() if requested is None else requested), flags, timeout)
     check(correlation_id, int, str)
+    check_trace(*trace)
+
+
+def check_trace(*traces: Any) -> None:
+    assert len(traces) <= 1
+    for number, wanted, context in traces:
+        check_numbers(number, wanted)
+        check(context, str)
 
 
 def read(decoder: Decoder, data: bytes) -> None:

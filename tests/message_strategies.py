@@ -30,6 +30,7 @@ NUMBER = st.integers(0, 2**40)
 KEY = st.tuples(NUMBER, NUMBER)
 TEXT = st.text(max_size=5)
 NAME = st.integers(0, 9)
+PARAMETERS = st.sampled_from(["{}", '{"a": 1, "b": "c"}', '{"a": true}'])
 
 
 def several(parts: st.SearchStrategy[Any], at_least: int = 0) -> st.SearchStrategy[Tuple[Any, ...]]:
@@ -50,7 +51,7 @@ def tensors(draw: st.DrawFn, name: st.SearchStrategy[Any], blocks: int) -> Tuple
 
 CORRELATION = st.integers(0, 2**64 - 1) | TEXT
 EXTRAS = st.one_of(st.just(()), st.tuples(TEXT, st.none() | several(NAME), TEXT, CORRELATION, st.integers(0, 3), NUMBER))
-CALL_EXTRAS = st.tuples(TEXT, TEXT, CORRELATION, st.integers(0, 3), NUMBER)
+CALL_EXTRAS = st.tuples(TEXT, PARAMETERS, CORRELATION, st.integers(0, 3), NUMBER)
 ERROR = st.just(()) | st.tuples(st.sampled_from(ErrorCode).map(int), TEXT)
 
 
@@ -79,7 +80,7 @@ def results(draw: st.DrawFn) -> Tuple[Any, ...]:
     outputs = draw(tensors(NAME, len(blocks)))
     if draw(st.booleans()):
         outputs = tuple((name, dtype, shape, IN_REGION, 0, nbytes) for name, dtype, shape, _, _, nbytes in outputs)
-    return draw(NUMBER), flags, draw(NUMBER), draw(several(NAME)), blocks, outputs, draw(ERROR), draw(TEXT)
+    return draw(NUMBER), flags, draw(NUMBER), draw(several(NAME)), blocks, outputs, draw(ERROR), draw(st.just("") | PARAMETERS)
 
 
 @st.composite

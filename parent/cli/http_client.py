@@ -34,7 +34,7 @@ class Answer(NamedTuple):
         """
         try:
             return json.loads(self.body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ClientError(f"the server's answer is not JSON: {self.body[:80]!r}") from error
 
 

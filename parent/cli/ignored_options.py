@@ -8,8 +8,6 @@ from typing import Any, Dict
 import click
 
 _POOLS = "there are no memory pools to size"
-_CACHE = "there is no response cache"
-_RATE = "there is no rate limiter"
 _CLOUD = "there is no endpoint of this kind"
 
 IGNORED: Dict[str, str] = {
@@ -22,17 +20,12 @@ IGNORED: Dict[str, str] = {
     "--enable-peer-access": "GPUs are the models' affair",
     "--min-supported-compute-capability": "GPUs are the models' affair",
     "--model-load-gpu-limit": "GPUs are the models' affair",
-    "--host-policy": "processes run where the system puts them",
     "--buffer-manager-thread-count": "tensors are not copied by threads",
     "--pinned-memory-pool-byte-size": _POOLS,
     "--cuda-memory-pool-byte-size": _POOLS,
     "--cuda-virtual-address-size": _POOLS,
     "--repoagent-directory": "there are no repository agents",
-    "--cache-config": _CACHE,
-    "--cache-directory": _CACHE,
-    "--response-cache-byte-size": _CACHE,
-    "--rate-limit": _RATE,
-    "--rate-limit-resource": _RATE,
+    "--cache-directory": "the local cache is built in",
     "--allow-sagemaker": _CLOUD,
     "--sagemaker-port": _CLOUD,
     "--sagemaker-safe-port-range": _CLOUD,

@@ -103,6 +103,19 @@ def _check_names(wanted: Wanted, specs: Sequence[Dict[str, Any]]) -> None:
 
 
 def _result(answer: Answer, seconds: float) -> Result:
+    """What the server answered.
+
+    Raises:
+        ClientError: it is no answer to an inference.
+        TensorError: an output is not the tensor that it is said to be.
+    """
+    try:
+        return _read(answer, seconds)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ClientError(f"the server's answer is none of the v2 protocol: {error!r}") from error
+
+
+def _read(answer: Answer, seconds: float) -> Result:
     length: Optional[str] = answer.headers.get(_LENGTH)
     head = answer.body[: int(length)] if length else answer.body
     blob = memoryview(answer.body)[len(head) :]

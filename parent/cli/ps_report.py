@@ -12,6 +12,9 @@ from .http_client import ClientError, HttpClient
 INSTANCES = "/v2/stublet/instances"
 _NOT_FOUND = 404
 _NONE = "-"
+PASSIVE = "PASSIVE"
+"""The state of an instance that is ready, and never scheduled."""
+
 _COLUMNS = ("model", "version", "instance", "pid", "device", "state", "running", "queue", "memory", "shared memory")
 _INDEX_COLUMNS = ("model", "version", "state")
 
@@ -71,9 +74,12 @@ def of_report(about: Dict[str, Any], url: str, ready: bool, report: Dict[str, An
             if instance["reason"] and instance["reason"] != model["reason"]:
                 notes.append(_note(instance["name"], instance["reason"]))
             state = model["state"] if instance["state"] == READY else instance["state"]
+            if instance["passive"] and state == READY:
+                state = PASSIVE
+            device = f"{instance['device']}:{instance['cores']}" if instance["cores"] else instance["device"]
             rows.append(
                 (
-                    model["name"], model["version"], instance["name"], _text(instance["pid"]), instance["device"], state,
+                    model["name"], model["version"], instance["name"], _text(instance["pid"]), device, state,
                     str(instance["executing"]), pending, size(instance["memory_bytes"]), shared,
                 )
             )  # fmt: skip

@@ -10,7 +10,7 @@ import click
 
 from ..metrics.options import MetricsOptions
 from ..options import LOG_FORMATS, MODEL_CONTROL_MODES, BackendOptions, LogOptions, OptionError, ServerOptions, TlsOptions
-from . import grpc_flags, trace_flags
+from . import grpc_flags, placement_flags, queue_flags, trace_flags
 from .ignored_options import ignored_options, ignored_text
 from .sections import SectionedCommand, section
 
@@ -143,6 +143,8 @@ def _metrics(options: MetricsOptions, settings: Sequence[str]) -> MetricsOptions
 
 @click.command(cls=SectionedCommand)
 @_repository_options
+@queue_flags.queue_options
+@placement_flags.placement_options
 @_http_options
 @section("gRPC", grpc_flags.grpc_options)
 @_log_options
@@ -235,6 +237,8 @@ def serve(
             exit_timeout_secs=exit_timeout_secs,
             strict_readiness=strict_readiness,
             backend=backend,
+            **placement_flags.read(others),
+            **queue_flags.read(others),
             trace=trace_flags.read(others),
             log=LogOptions(log_file or "", log_info, log_warning, log_error, log_verbose, log_format),
         )

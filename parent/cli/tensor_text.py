@@ -43,7 +43,7 @@ def read(name: str, given: str, dtype: DataType, rank: int) -> np.ndarray:
             found = _from_json(_document(given))
     except OSError as error:
         raise TensorError(f"input '{name}': {error.filename or given}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TensorError(f"input '{name}': {given[:_LONGEST]} cannot be read: {error}") from error
     if found.ndim == 0:
         found = found.reshape((1,) * rank)

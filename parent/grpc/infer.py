@@ -14,6 +14,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from ...shm import bytes_codec
+from ...shm.arena import Block
 from ...shm.dtype import BY_NAME, BYTES
 from ...shm.errors import OutOfSharedMemory
 from ...shm.message import IN_REGION
@@ -24,6 +25,7 @@ from ..errors import InternalError, InvalidArgument
 from ..parameters import RequestParameters
 from ..request import Outcome, Output, OutputPlan, Request, Response
 from ..servable import Servable
+from ..slabs import request_at
 from ..validation import GivenInput, check_strings, lay_out, output_indices
 from .messages import pb
 from .parameters import classes_of, read_parameters, region_slice, wants_empty_final
@@ -228,13 +230,14 @@ class GrpcCodec:
         """
         model, layout = plan.model, plan.layout
         extras = plan.extras_with(parts.request_id) if parts.request_id else plan.extras
-        block = model.allocate(layout.nbytes)
+        block = model.place(layout)
         try:
             for place, source in zip(layout.placements, plan.sources):
                 if source is not None:
                     data = parts.contents[source] if type(source) is int else source
                     block.write(place.offset, data, place.nbytes)
             for place in plan.strings:
+                assert isinstance(block, Block)
                 start = block.offset + place.offset
                 check_strings(model, place, memoryview(block.segment.memory)[start : start + place.nbytes])
             regions = self._core.client_memory.use(layout.slices, plan.writes) if layout.slices or plan.writes else None
@@ -243,7 +246,7 @@ class GrpcCodec:
             if isinstance(error, OutOfSharedMemory):
                 raise model.no_room(error) from error
             raise
-        request = Request([(block, layout.nbytes)], layout.inputs, extras, respond, regions=regions)
+        request = request_at(block, layout, extras, respond, regions)
         request.priority = plan.priority
         return request
 

@@ -7,6 +7,9 @@ from typing import Any, List, Tuple
 
 COMPRESSION_LEVELS = ("none", "low", "medium", "high")
 _MESSAGE_BYTES = 2**31 - 1
+_PENDING_CALLS = 2**31 - 1
+"""Calls that have come and were not looked at yet. By default gRPC cancels some of them from 1000 on, without a reason, and nobody hears of
+them; how many may wait for a model is for its queue to say."""
 
 
 @dataclass(slots=True)
@@ -40,6 +43,8 @@ class GrpcOptions:
         arguments: List[Tuple[str, Any]] = [
             ("grpc.max_receive_message_length", _MESSAGE_BYTES),
             ("grpc.max_send_message_length", _MESSAGE_BYTES),
+            ("grpc.server.max_pending_requests", _PENDING_CALLS),
+            ("grpc.server.max_pending_requests_hard_limit", _PENDING_CALLS),
             ("grpc.so_reuseport", int(self.reuse_port)),
             ("grpc.keepalive_time_ms", self.keepalive_time),
             ("grpc.keepalive_timeout_ms", self.keepalive_timeout),

@@ -58,6 +58,8 @@ def split(message: bytes) -> Optional[InferRequestParts]:
                 head.append(view[kept:at])
             kept = stop
             if tag == _ID:
+                if request_id:
+                    return None
                 request_id = message[start:stop]
             else:
                 contents.append(view[start:stop])

@@ -14,6 +14,7 @@ from ..backlog import Backlog
 from ..errors import InvalidArgument, ServerError, Unavailable, Unsupported
 from ..header_forwarding import HeaderForwarding
 from ..request import Outcome, Request, drop
+from ..slabs import request_at
 from ..tracing.trace import Trace
 from . import generate_json, schemas
 from .exchange import JSON, Disconnected, Exchange
@@ -125,14 +126,14 @@ class _Responses:
         """
         parsed = generate_json.parse(model, body, forwarded)
         responses = cls(model, parsed.request_id)
-        block = model.allocate(parsed.layout.nbytes)
+        block = model.place(parsed.layout)
         try:
             for place, data in zip(parsed.layout.placements, parsed.data):
                 block.write(place.offset, data, place.nbytes)
         except OutOfSharedMemory as error:
             model.arena.dropped.append(block)
             raise model.no_room(error) from error
-        request = Request([(block, parsed.layout.nbytes)], parsed.layout.inputs, parsed.extras, responses._settle)
+        request = request_at(block, parsed.layout, parsed.extras, responses._settle)
         responses._request = request
         request.priority = parsed.priority
         request.trace = trace

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Optional, Tuple, Union
 
 from ...shm.arena import Block
 from ...shm.dtype import BYTES, element_count
 from ...shm.errors import OutOfSharedMemory
 from ..errors import InvalidArgument, ServerError
 from ..request import Outcome, Request
+from ..slabs import Place, request_at
 from ..validation import GivenInput, check_strings, lay_out
 from .infer_header import InferHeader, parse_header, remembered_header
 from .json_document import check_size
@@ -40,7 +41,7 @@ class InferBody:
         self._content_length = content_length
         self._buffer = bytearray()
         self._received = 0
-        self._block: Optional[Block] = None
+        self._block: Union[Block, Place, None] = None
         self._header: Optional[InferHeader] = None
         self._next = 0  # which binary input the next byte belongs to
         self._filled = 0  # how many bytes of it are there
@@ -83,7 +84,7 @@ class InferBody:
         else:
             self._fill(memoryview(chunk))
 
-    def finish(self) -> Tuple[InferHeader, Block]:
+    def finish(self) -> Tuple[InferHeader, Union[Block, Place]]:
         """The whole body is there: the request, whose block is the caller's from now on.
 
         Raises:
@@ -109,6 +110,7 @@ class InferBody:
                 f"'{self._model.name}'"
             )
         for place in header.strings:
+            assert isinstance(block, Block)
             start = block.offset + place.offset
             check_strings(self._model, place, memoryview(block.segment.memory)[start : start + place.nbytes])
         self._block = None
@@ -128,7 +130,7 @@ class InferBody:
                 raise InvalidArgument(f"unexpected additional input data for model '{self._model.name}'")
             if announced < header.binary_bytes:
                 self._too_short(header, announced)
-        self._block = self._model.allocate(header.layout.nbytes)
+        self._block = self._model.place(header.layout)
         self._header = header
         for offset, text in header.literals:
             self._write(offset, text, len(text))
@@ -218,7 +220,9 @@ class InferBody:
         raise InvalidArgument(f"inference header size should be in range (0, {body or 0}), got: {self._header_length}")
 
 
-def make_request(model: Servable, header: InferHeader, block: Block, respond: Callable[[Optional[Outcome], bool], None]) -> Request:
+def make_request(
+    model: Servable, header: InferHeader, block: Union[Block, Place], respond: Callable[[Optional[Outcome], bool], None]
+) -> Request:
     """The request of a body that is complete; it has the block.
 
     Raises:
@@ -231,6 +235,6 @@ def make_request(model: Servable, header: InferHeader, block: Block, respond: Ca
         except ServerError:
             block.arena.dropped.append(block)
             raise
-    request = Request([(block, layout.nbytes)], layout.inputs, header.extras, respond, regions=regions)
+    request = request_at(block, layout, header.extras, respond, regions)
     request.priority = header.priority
     return request

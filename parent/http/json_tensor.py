@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from ...shm import bytes_codec
-from ...shm.dtype import BF16, BYTES, FP16, DataType, element_count
+from ...shm.dtype import BF16, BYTES, FP16, DataType, has_elements
 from ..errors import InvalidArgument
 
 MAX_NESTING = 100
@@ -76,7 +76,7 @@ def encode_input(name: str, data: Any, dtype: DataType, shape: Sequence[int]) ->
         array = _as_array(data, _WIDEST[kind])
     except OverflowError:
         array = np.array(_flat(data), object)
-    if array.size != element_count(shape):
+    if not has_elements(shape, array.size):
         raise InvalidArgument("Unable to parse 'data': Shape does not match true shape of 'data' field")
     if kind in "iu" and array.size:
         limits = np.iinfo(dtype.numpy)
@@ -127,7 +127,7 @@ def _kinds(data: List[Any]) -> Set[type]:
 
 def _encode_strings(name: str, data: List[Any], shape: Sequence[int]) -> bytes:
     items = _flat(data)
-    if len(items) != element_count(shape):
+    if not has_elements(shape, len(items)):
         raise InvalidArgument("Unable to parse 'data': Shape does not match true shape of 'data' field")
     if not all(isinstance(item, str) for item in items):
         raise InvalidArgument("Unable to parse JSON bytes array: attempt to access JSON non-string as string")

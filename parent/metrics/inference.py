@@ -27,6 +27,13 @@ _DURATIONS: Tuple[Tuple[str, str, Callable[[ModelStatistics], int]], ...] = (
     ("compute_output", "Cumulative inference compute output duration in microseconds (does not include cached requests)", lambda s: s.output_ns),
 )  # fmt: skip
 
+_CACHE: Tuple[Tuple[str, str, Callable[[ModelStatistics], int]], ...] = (
+    ("nv_cache_num_hits_per_model", "Number of cache hits per model", lambda s: s.cache_hits.count),
+    ("nv_cache_num_misses_per_model", "Number of cache misses per model", lambda s: s.cache_misses.count),
+    ("nv_cache_hit_duration_per_model", "Total cache hit duration per model, in microseconds", lambda s: s.cache_hits.ns // 1000),
+    ("nv_cache_miss_duration_per_model", "Total cache miss duration per model, in microseconds", lambda s: s.cache_misses.ns // 1000),
+)
+
 _SUMMARIES = (
     "Summary of inference request duration in microseconds (includes cached requests)",
     "Summary of inference queuing duration in microseconds (includes cached requests)",
@@ -78,6 +85,9 @@ class InferenceMetrics:
             for part, text, value in _DURATIONS:
                 name = f"nv_inference_{part}_duration_us"
                 yield Family.of(name, text, "counter", [(labels, value(model.statistics) // 1000) for labels, model in models])
+        caching = [(labels, model) for labels, model in models if model.cached is not None]
+        for name, text, value in _CACHE:
+            yield Family.of(name, text, "counter", [(labels, value(model.statistics)) for labels, model in caching])
         yield Family.of(
             "nv_inference_pending_request_count",
             "Instantaneous number of pending requests awaiting execution per-model.",

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stublet.parent.bls import OpenCall, cycle_of
 from stublet.parent.lifecycle import State
+from stublet.parent.model import Model
 
 
 class FakeInstance:
@@ -18,6 +19,7 @@ class FakeInstance:
     def __init__(self, name: str, executing: bool = True, state: State = State.READY) -> None:
         self.name = name
         self.state = state
+        self.spec = SimpleNamespace(passive=False)
         self.open_calls: Dict[int, OpenCall] = {}
         self.channel = SimpleNamespace(executing=lambda: executing)
 
@@ -31,6 +33,15 @@ class FakeModel:
     def __init__(self, *instances: FakeInstance) -> None:
         self.instances = list(instances)
 
+    servers = Model.servers
+
+
+class FakeEnsemble(FakeModel):
+    """Each of these has to execute something for a request."""
+
+    def servers(self, request: Any) -> List[List[Any]]:  # type: ignore[override]
+        return [[instance] for instance in self.instances]
+
 
 def cycle(instance: FakeInstance, every_call: bool = False) -> List[str]:
     """That of its last call. ``every_call``: that call is one of which nobody knows whether ``execute`` waits for it."""
@@ -39,6 +50,14 @@ def cycle(instance: FakeInstance, every_call: bool = False) -> List[str]:
 
 
 a, b, c = "a", "b", "c"
+
+
+def test_an_ensemble_needs_all_of_its_steps() -> None:
+    caller, first, last = FakeInstance(a), FakeInstance(b), FakeInstance(c)
+    caller.calls(FakeEnsemble(first, last))
+    assert cycle(caller) == []
+    last.calls(FakeModel(caller))
+    assert cycle(caller) == [a, c, a]
 
 
 def test_who_calls_itself_waits_for_ever() -> None:

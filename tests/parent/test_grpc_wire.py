@@ -58,6 +58,7 @@ def test_what_is_cut_off(message: Any, data: st.DataObject) -> None:
 @example(b"\x3a\x80")
 @example(b"\x3a")
 @example(b"\x1a\x01\xff")
+@example(b"\x1a\x01\xff\x1a\x01x")
 @example(b"\x99\x06\x00\x00\x00\x00\x00\x00\x00\x00\x3a\x01x")
 def test_any_bytes(data: bytes) -> None:
     agrees_with_protobuf(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -87,6 +88,26 @@ def test_instances_that_do_not_load_change_nothing(models: Controlled, serves: i
     models.regroup("m", serves + 1)
     models.load("m")
     assert len(models.pids("m")) == 2 * (serves + 1) and set(pids) < set(models.pids("m"))
+
+
+def test_other_places_without_a_reload(tmp_path: Path) -> None:
+    core = max(os.sched_getaffinity(0))
+    with controlled(tmp_path / "models", host_policies=[f"mine,cpu-cores={core}"]) as models:
+        models.write("m", 1, extra="instance_group { count: 1 }")
+        models.load("m")
+        path = models.root / "m" / "config.pbtxt"
+        before = path.read_text().split("instance_group")[0]
+        model, (first,) = models.core.find("m"), models.pids("m")
+        path.write_text(before + 'instance_group { count: 1 } instance_group { count: 1 host_policy: "mine" }')
+        models.load("m")
+        (added,) = set(models.pids("m")) - {first}
+        assert os.sched_getaffinity(added) == {core} and os.sched_getaffinity(first) == os.sched_getaffinity(0)
+        path.write_text(before + 'instance_group { count: 1 passive: true } instance_group { count: 1 host_policy: "mine" }')
+        models.load("m")
+        until(lambda: len(models.pids("m")) == 2)
+        assert added in models.pids("m") and first not in models.pids("m")
+        assert models.value("m") == 1 and models.core.find("m") is model
+        assert sorted(instance.spec.passive for instance in model.instances) == [False, True]
 
 
 def test_instance_groups_that_cannot_be(models: Controlled) -> None:

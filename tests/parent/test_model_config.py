@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from stublet.parent import model_config
+from stublet.parent.instance_groups import instance_specs
 from stublet.parent.model_config import ConfigError
 
 FIELDS = st.sampled_from(
@@ -91,9 +92,8 @@ def test_any_text_is_a_config_or_a_config_error(text: str) -> None:
             'default_model_filename: "/etc/model.py"',
             "'default_model_filename' of model 'm' must be below its version directories, not '/etc/model.py'",
         ),
-        ('platform: "ensemble"', "'m' is an ensemble, which this version of stublet does not serve"),
+        ('platform: "ensemble"', "ensemble scheduling must be set for ensemble m whose platform is ensemble"),
         ("max_batch_size: -1", "'max_batch_size' must be non-negative value for m"),
-        ("sequence_batching { }", "'sequence_batching' of model 'm' is not supported by this version of stublet"),
         ("input { data_type: TYPE_FP32 dims: [1] }", "model input must specify 'name' for m"),
         ('input { name: "A" dims: [1] }', "model input 'A' must specify 'data_type' for m"),
         ('output { name: "A" data_type: TYPE_FP32 }', "model output 'A' must specify 'dims' for m"),
@@ -115,7 +115,7 @@ def test_any_text_is_a_config_or_a_config_error(text: str) -> None:
         ),
         (
             "instance_group { kind: KIND_CPU gpus: [0] }",
-            "instance group m_0 of model m has kind KIND_CPU but specifies one or more GPU",
+            "instance group m_0 of model m has kind KIND_CPU but specifies one or more GPUs",
         ),
     ],
 )
@@ -175,7 +175,7 @@ def test_shapes_lead_with_the_batch(batch: int, shapes: List[Any]) -> None:
     ],
 )
 def test_instance_names(groups: str, names: List[str]) -> None:
-    assert [spec.name for spec in model_config.instance_specs(configured(groups))] == names
+    assert [spec.name for spec in instance_specs(configured(groups))] == names
 
 
 @pytest.mark.parametrize(
@@ -184,6 +184,7 @@ def test_instance_names(groups: str, names: List[str]) -> None:
         ("", [10]),
         ("version_policy { latest { num_versions: 2 } }", [3, 10]),
         ("version_policy { all { } }", [1, 3, 10]),
+        ("version_policy { latest { num_versions: 7 } }", [1, 3, 10]),
         ("version_policy { specific { versions: [3, 1] } }", [1, 3]),
     ],
 )
@@ -191,9 +192,15 @@ def test_version_policies(policy: str, chosen: List[int]) -> None:
     assert model_config.chosen_versions(configured(policy), [1, 10, 3]) == chosen
 
 
-def test_a_version_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match=r"^model 'm' has no version 7, which its version_policy names$"):
-        model_config.chosen_versions(configured("version_policy { specific { versions: [1, 7] } }"), [1])
+def test_a_version_that_is_not_there(caplog: pytest.LogCaptureFixture) -> None:
+    assert model_config.chosen_versions(configured("version_policy { specific { versions: [1, 7] } }"), [1, 3]) == [1]
+    assert "version 7 is specified for model 'm', but the version directory is not present" in caplog.text
+
+
+@pytest.mark.parametrize("policy", ["latest { }", "specific { }", "specific { versions: [7] }"])
+def test_a_policy_that_leaves_nothing(policy: str) -> None:
+    with pytest.raises(ConfigError, match=r"^at least one version must be available under the version policy of model 'm'$"):
+        model_config.chosen_versions(configured(f"version_policy {{ {policy} }}"), [1, 3])
 
 
 def test_the_json_of_a_configuration_is_read_as_it_is_written() -> None:
@@ -231,6 +238,35 @@ def test_any_json_is_a_configuration_or_a_config_error(document: Any) -> None:
         model_config.parse_json(json.dumps(document))
     except ConfigError as error:
         assert str(error)
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ('input { name: "A" data_type: 99 dims: [1] }', "99 of 'data_type' is no value of DataType"),
+        ("instance_group { kind: -1 }", "-1 of 'kind' is no value of Kind"),
+        ("instance_group { count: 2147483647 }", "model m must have at most 4096 instances"),
+        (
+            "max_batch_size: 4 dynamic_batching { priority_levels: 4294967295 default_priority_level: 1 }",
+            "'priority_levels' must be at most 4096 for m",
+        ),
+    ],
+)
+def test_numbers_out_of_all_bounds(text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        configured(text)
+
+
+def test_unknown_values_in_json() -> None:
+    with pytest.raises(ConfigError, match="99 of 'data_type' is no value of DataType"):
+        model_config.parse_json('{"output": [{"data_type": 99}]}')
+
+
+@pytest.mark.parametrize("digits", [10, 5000])
+def test_a_number_of_many_digits(digits: int) -> None:
+    config = configured(f'parameters {{ key: "max_concurrent" value {{ string_value: "{"1" * digits}" }} }}')
+    with pytest.raises(ConfigError, match="must be a number from 1 to 4096"):
+        model_config.max_concurrent(config)
 
 
 def test_python_based_backends(tmp_path: Path) -> None:

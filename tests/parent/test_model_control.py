@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import List
 
@@ -180,9 +181,47 @@ def test_which_versions_are_served(models: Controlled, policy: str, expected: Li
 def test_a_version_that_the_policy_names_and_that_is_not_there(models: Controlled) -> None:
     models.write("m", 1)
     path = models.root / "m" / "config.pbtxt"
-    path.write_text(path.read_text().replace("all { }", "specific { versions: [1, 7] }"))
-    with pytest.raises(InvalidArgument, match=r"^failed to load 'm', model 'm' has no version 7, which its version_policy names$"):
+    path.write_text(path.read_text().replace("all { }", "specific { versions: [7] }"))
+    with pytest.raises(InvalidArgument, match=r"^failed to load 'm', at least one version must be available under the version policy of"):
         models.load("m")
+    path.write_text(path.read_text().replace("[7]", "[1, 7]"))
+    models.load("m")
+    assert sorted(models.core.models["m"]) == [1]
+    models.write("m", 7, version=7)
+    models.load("m")
+    assert models.value("m") == 7 and models.value("m", version=1) == 1
+
+
+def test_the_latest_follow_the_versions_that_there_are(models: Controlled) -> None:
+    path = models.root / "m" / "config.pbtxt"
+
+    def load(*written: int) -> List[int]:
+        for version in written:
+            models.write("m", version, version=version)
+        path.write_text(path.read_text().replace("all { }", "latest { num_versions: 2 }"))
+        models.load("m")
+        served = sorted(models.core.models["m"])
+        assert models.value("m") == served[-1]
+        return served
+
+    assert load(1, 4, 20) == [4, 20]
+    assert load(100) == [20, 100]
+    shutil.rmtree(models.root / "m" / "100")
+    assert load() == [4, 20]
+    models.unload("m")
+    with pytest.raises(NotFound, match=rf"^{NO_MODEL.format('m')}$"):
+        models.value("m", version=4)
+
+
+def test_a_newer_version_that_fails_leaves_those_that_serve(models: Controlled) -> None:
+    models.write("m", 1)
+    models.load("m")
+    models.write("m", 2, "raise ValueError('odd')", version=2)
+    with pytest.raises(InvalidArgument, match=r"version 2 is at UNAVAILABLE state: ValueError: odd"):
+        models.load("m")
+    assert models.value("m") == models.value("m", version=1) == 1
+    with pytest.raises(NotFound, match=r"^Request for unknown model: 'm' version 2 is not found$"):
+        models.value("m", version=2)
 
 
 def test_a_configuration_by_name(repository: Path) -> None:

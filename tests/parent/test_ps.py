@@ -13,7 +13,8 @@ ABOUT = {"name": "triton", "version": "2.73.0"}
 
 
 def instance(name: str, **more: Any) -> Dict[str, Any]:
-    return {"name": name, "pid": 7, "device": "CPU", "state": "READY", "reason": "", "executing": 0, "memory_bytes": 1 << 20, **more}
+    about = {"name": name, "pid": 7, "device": "CPU", "cores": "", "passive": False, "state": "READY", "reason": ""}
+    return {**about, "executing": 0, "memory_bytes": 1 << 20, **more}
 
 
 def model(name: str, *instances: Dict[str, Any], **more: Any) -> Dict[str, Any]:
@@ -29,17 +30,20 @@ def test_a_report() -> None:
                 "a", instance("a_0_0", executing=2), instance("a_0_1", state="FAILED", pid=None, memory_bytes=None, reason="it died\nso")
             ),
             model("b", instance("b_0_0"), version="3", state="UNLOADING", pending=4),
+            model("p", instance("p_0_0", cores="0-1"), instance("p_1_0", passive=True)),
             model("c", version="", state="UNAVAILABLE", reason="bad config"),
         ],
     }
     listing = of_report(ABOUT, "http://x:8000", True, report)
-    assert listing.title == "triton 2.73.0 · http://x:8000 · ready · pid 5 · up 1m 1s · 64.0MiB · 1 model ready"
+    assert listing.title == "triton 2.73.0 · http://x:8000 · ready · pid 5 · up 1m 1s · 64.0MiB · 2 models ready"
     assert plain_lines(listing.columns, listing.rows) == [
-        "model  version  instance  pid  device  state        running  queue  memory  shared-memory",
-        "a      1        a_0_0       7  CPU     READY              2      0  1.0MiB         2.0MiB",
-        "a      1        a_0_1       -  CPU     FAILED             0      -       -              -",
-        "b      3        b_0_0       7  CPU     UNLOADING          0      4  1.0MiB         2.0MiB",
-        "c      -        -           -  -       UNAVAILABLE        -      0       -         2.0MiB",
+        "model  version  instance  pid  device   state        running  queue  memory  shared-memory",
+        "a      1        a_0_0       7  CPU      READY              2      0  1.0MiB         2.0MiB",
+        "a      1        a_0_1       -  CPU      FAILED             0      -       -              -",
+        "b      3        b_0_0       7  CPU      UNLOADING          0      4  1.0MiB         2.0MiB",
+        "p      1        p_0_0       7  CPU:0-1  READY              0      0  1.0MiB         2.0MiB",
+        "p      1        p_1_0       7  CPU      PASSIVE            0      -  1.0MiB              -",
+        "c      -        -           -  -        UNAVAILABLE        -      0       -         2.0MiB",
     ]
     assert listing.notes == ["a_0_1: it died", "c: bad config"]
     assert "NOT READY" in of_report(ABOUT, "http://x:8000", False, report).title

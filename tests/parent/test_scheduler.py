@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from stublet.parent.scheduler import LOOKAHEAD, Actions, DefaultScheduler
+from stublet.parent.scheduler import LOOKAHEAD, Actions, DefaultScheduler, Reason
 
 
 def pairs(actions: Actions) -> List[Tuple[str, int]]:
@@ -53,6 +53,20 @@ def test_a_lone_instance_is_handed_several() -> None:
     handed = [dispatch for number in range(LOOKAHEAD + 3) for dispatch in scheduler.enqueue(number)]
     assert handed == [("a", number) for number in range(LOOKAHEAD)]
     assert scheduler.finished("a", 2) == [("a", LOOKAHEAD), ("a", LOOKAHEAD + 1)]
+
+
+def test_a_queue_that_is_full() -> None:
+    scheduler: DefaultScheduler[str, int] = DefaultScheduler(max_queue_size=2)
+    assert [scheduler.enqueue(number, 0) for number in range(4)] == [([], ())] * 2 + [((), [(number, Reason.FULL)]) for number in (2, 3)]
+    scheduler.add("a", 0)
+    assert scheduler.waiting == 0  # they were handed over
+    taken = [pairs(scheduler.enqueue(number, 0)) for number in range(LOOKAHEAD - 2 + 2)]
+    assert [bool(dispatches) for dispatches in taken] == [True] * (LOOKAHEAD - 2) + [False] * 2
+    assert scheduler.enqueue(99, 0) == ((), [(99, Reason.FULL)])
+    scheduler.finished("a", 1, 0)
+    assert scheduler.enqueue(100, 0) == ([], ()) and scheduler.waiting == 2
+    scheduler.remove("a", [7, 8, 9], 0)
+    assert scheduler.waiting == 5  # what an instance that is gone had not started is not refused
 
 
 def test_several_instances_are_handed_one_each() -> None:

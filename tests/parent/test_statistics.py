@@ -211,3 +211,33 @@ def test_many_are_counted_without_being_asked_for() -> None:
         statistics.settled(request(begun=1000, computed=1100), RESPONSE, True, 0, 1200)
     assert 900 < statistics.successes <= 1000
     assert of(statistics, "success") == {"count": 1000, "ns": 200_000}
+
+
+def test_what_came_from_the_cache_is_a_success_without_compute() -> None:
+    statistics = ModelStatistics(batching=True)
+    hit = request(submitted=1000, begun=1050, size=4)
+    hit.cached_ns = 40
+    statistics.settled(hit, RESPONSE, True, 0, 1060)
+    statistics.cache_missed(30)
+    statistics.settled(request(submitted=1000, begun=1100, computed=1500, size=2), RESPONSE, True, 0, 1520)
+    statistics.cache_filled(5)
+    found = statistics.as_dict()
+    assert (found["inference_count"], found["execution_count"], len(found["batch_stats"])) == (2, 1, 1)
+    assert found["inference_stats"] == {
+        "success": {"count": 2, "ns": 60 + 520},
+        "fail": NOTHING,
+        "queue": {"count": 2, "ns": 50 + 100},
+        "compute_input": {"count": 1, "ns": 0},
+        "compute_infer": {"count": 1, "ns": 400},
+        "compute_output": {"count": 1, "ns": 20},
+        "cache_hit": {"count": 1, "ns": 40},
+        "cache_miss": {"count": 1, "ns": 35},
+    }
+
+
+def test_a_warm_up_is_not_counted() -> None:
+    statistics = ModelStatistics(decoupled=True)
+    made = failed(Failure.BACKEND, begun=1100, computed=1500)
+    made.warmup = True
+    statistics.settled(made, InternalError("no"), True, 1200, 1520)
+    assert statistics.as_dict() == ModelStatistics(decoupled=True).as_dict()

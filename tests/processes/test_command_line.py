@@ -118,12 +118,18 @@ def test_the_server_copies_as_is_best(serve: Any, monkeypatch: pytest.MonkeyPatc
 
 def test_options_that_mean_nothing_here(repository: Path, serve: Any) -> None:
     """They are accepted, and the log says so in one line."""
-    given = ["--http-thread-count=4", "--pinned-memory-pool-byte-size", "0", "--cuda-memory-pool-byte-size=0:1", "--host-policy=a,b=c"]
+    given = [
+        "--http-thread-count=4",
+        "--pinned-memory-pool-byte-size",
+        "0",
+        "--cuda-memory-pool-byte-size=0:1",
+        "--buffer-manager-thread-count=2",
+    ]
     server = serve(*given, "--cuda-memory-pool-byte-size=1:1", "--strict-readiness=1", "--exit-on-error=TRUE", "--allow-metrics=0")
     (line,) = [line for line in server.log.splitlines() if "without effect" in line]
     assert line.startswith("W") and line.endswith(
         "] options without effect here: --http-thread-count (one event loop serves HTTP); --pinned-memory-pool-byte-size,"
-        " --cuda-memory-pool-byte-size (there are no memory pools to size); --host-policy (processes run where the system puts them)"
+        " --cuda-memory-pool-byte-size (there are no memory pools to size); --buffer-manager-thread-count (tensors are not copied by threads)"
     )
     server.stop()
 

@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 from model_repository import MODELS, obey
 from server_process import DEADLINE, ServerProcess, serving, until
+from stublet.parent.host_policy import allowed
+from stublet.parent.placement import usable_cores
 
 COMMAND = [sys.executable, "-m", "stublet.parent"]
 
@@ -144,7 +146,8 @@ def test_ps_as_json(server: ServerProcess) -> None:
     (instance,) = model["instances"]
     assert instance.pop("memory_bytes") > 1 << 20
     assert instance == {
-        "name": "add_sub_0_0", "pid": server.stubs()["add_sub_0_0"], "device": "CPU", "state": "READY", "reason": "", "executing": 0,
+        "name": "add_sub_0_0", "pid": server.stubs()["add_sub_0_0"], "device": "CPU", "cores": "", "threads": usable_cores(allowed()),
+        "passive": False, "state": "READY", "reason": "", "executing": 0,
     }  # fmt: skip
     assert model["shared_memory_bytes"] >= 2 << 20 and model["pending"] == 0
 

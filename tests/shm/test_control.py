@@ -103,7 +103,7 @@ IN_FILE = pack((7, "text"))
         ((0xFF, 5, 5), IN_FILE, -1, "comes with its length and its descriptor"),
         ((0xFF, 0), b"", -1, "not a message"),
         ((0xFF, 3), b"\xc1\xc1\xc1", -1, "not a message"),
-        ((0xFF, 1 << 60), b"", 1 << 60, "cannot be read"),
+        ((0xFF, 1 << 60), b"", 1 << 60, "in a file with holes"),
     ],
 )
 def test_a_file_that_is_not_a_message_is_refused(

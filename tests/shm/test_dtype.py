@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from stublet.shm.dtype import BY_CODE, BY_CONFIG_NAME, BY_NAME, BY_NUMPY, DATA_TYPES, element_count
+from stublet.shm.dtype import BY_CODE, BY_CONFIG_NAME, BY_NAME, BY_NUMPY, DATA_TYPES, element_count, has_elements
 
 TABLE = [
     (1, "TYPE_BOOL", "BOOL", np.bool_, 1),
@@ -51,3 +51,9 @@ def test_bytes_of_the_other_order_are_another_type() -> None:
 @pytest.mark.parametrize("shape, count", [((), 1), ((0,), 0), ((3,), 3), ((2, 3, 4), 24), ((2**40, 0), 0), ((2**40, 2**40), 2**80)])
 def test_element_count(shape: tuple[int, ...], count: int) -> None:
     assert element_count(shape) == count
+    assert has_elements(shape, count) and not has_elements(shape, count + 1)
+
+
+def test_elements_of_shapes_that_somebody_made_up() -> None:
+    assert not has_elements((2**63 - 1,) * 100_000, 5)
+    assert has_elements(((2**63 - 1),) * 100_000 + (0,), 0)

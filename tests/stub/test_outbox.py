@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import select
 import threading
 from typing import Any, Iterator, List, Tuple
@@ -57,8 +58,11 @@ def test_who_sleeps_is_woken(runtime: Runtime) -> None:
 
 @pytest.mark.parametrize("longer", [-100, -1, 0, 1, 100, 100_000])
 def test_a_record_too_long_for_the_ring_lies_in_a_block(runtime: Runtime, longer: int) -> None:
-    fits = RECORD_BYTES - len(runtime.outbox._pack((NEWS, [], [result(1, "x" * 1000)], ()))) + 1000
-    runtime.outbox.post([result(1, "x" * (fits + longer))])
+    def parameters(length: int) -> str:
+        return json.dumps({"a": "x" * (length - 9)})
+
+    fits = RECORD_BYTES - len(runtime.outbox._pack((NEWS, [], [result(1, parameters(1000))], ()))) + 1000
+    runtime.outbox.post([result(1, parameters(fits + longer))])
     record = runtime.channel.consumers["up"].pop()
     assert record is not None
     message = decode_up(record)
@@ -69,7 +73,7 @@ def test_a_record_too_long_for_the_ring_lies_in_a_block(runtime: Runtime, longer
         message = decode_up(runtime.store.bytes_at(segment, offset, nbytes))
         runtime.memory.release([(segment, offset)])
         assert runtime.store.in_use() == 0
-    assert message == (NEWS, (), (result(1, "x" * (fits + longer)),), ())
+    assert message == (NEWS, (), (result(1, parameters(fits + longer)),), ())
 
 
 def test_a_record_that_finds_no_room_is_told_and_the_next_one_arrives(runtime: Runtime) -> None:
@@ -126,7 +130,7 @@ def test_thirty_two_threads_write_at_once(runtime: Runtime) -> None:
                 runtime.outbox.post_late(result(key))
             elif kind == 2:
                 runtime.memory.dropped.append((100, key))
-                runtime.outbox.post([result(key, "x" * 5000 if round_ % 8 == 2 else "")])
+                runtime.outbox.post([result(key, json.dumps({"a": "x" * 5000}) if round_ % 8 == 2 else "")])
             else:
                 with runtime.outbox.lock:
                     runtime.outbox.write([result(key)])

@@ -47,7 +47,7 @@ NAMES = [
     "get_output_tensor_by_name", "get_input_config_by_name", "get_output_config_by_name", "using_decoupled_model_transaction_policy",
     "triton_to_numpy_type", "numpy_to_triton_type", "triton_string_to_numpy", "ModelConfig", "TritonError", "TritonModelException",
     "Tensor", "InferenceRequest", "InferenceResponse", "Logger", "PreferredMemory", "MetricFamily", "load_model", "unload_model",
-    "is_model_ready", "get_model_dir", "empty",
+    "is_model_ready", "get_model_dir", "empty", "batch", "split",
 ]  # fmt: skip
 
 INTERNAL_NAMES = [

@@ -1,0 +1,36 @@
+"""The command line's options of where instances run, and of what they share."""
+
+from __future__ import annotations
+
+from typing import Any, Dict
+
+import click
+
+from ..rate_limits import MODES
+from .sections import section
+
+placement_options = section(
+    "Placement",
+    click.option(
+        "--host-policy", "host_policies", multiple=True, metavar="POLICY,KEY=VALUE",
+        help="cpu-cores (0-3,8) or numa-node (a number): the cores for instances of that policy: the host_policy of their group, else cpu or model, as their kind.",
+    ),
+    click.option(
+        "--rate-limit", type=click.Choice(MODES), default="off", show_default=True,
+        help="execution_count: an instance executes when it gets the resources that its group's rate_limiter names.",
+    ),
+    click.option(
+        "--rate-limit-resource", "rate_limit_resources", multiple=True, metavar="NAME:COUNT[:DEVICE]",
+        help="How much there is of a resource; otherwise as much as the instance needs that needs most of it.",
+    ),
+)  # fmt: skip
+"""Adds the options to a command, whose arguments of their names are those of ``read``."""
+
+
+def read(arguments: Dict[str, Any]) -> Dict[str, Any]:
+    """What the options are to ``ServerOptions``, from a command's arguments, which are taken out of them."""
+    return {
+        "rate_limit": arguments.pop("rate_limit"),
+        "rate_limit_resources": list(arguments.pop("rate_limit_resources")),
+        "host_policies": list(arguments.pop("host_policies")),
+    }
