@@ -24,7 +24,7 @@ from .validation import GivenInput, Placement, check_strings, lay_out, output_in
 if TYPE_CHECKING:
     from .core import Core
     from .instance import Instance
-    from .rate_limits import RateLimits
+    from .scheduling.rate_limits import RateLimits
     from .servable import Servable
 
 _GRACE_SECONDS = 10.0

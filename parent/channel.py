@@ -21,7 +21,7 @@ from .statistics import Failure, failure_of
 if TYPE_CHECKING:
     from .client_memory import ClientRegion
     from .model import Model
-    from .sequences import Turn
+    from .sequence.sequences import Turn
 
 _PARENT_POLL_US = 200
 

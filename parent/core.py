@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, Awaitable, Collection, Dict, List, Mappin
 
 from . import version
 from .bls import Router
+from .cache.response_cache import ResponseCache
 from .client_memory import ClientMemory
-from .ensemble import Ensemble
+from .ensemble.servable import Ensemble
 from .errors import InvalidArgument, NotFound, ServerError
-from .host_policy import HostPolicies
-from .instance_groups import InstanceSpec
 from .lifecycle import State
 from .log_settings import LogSettings
 from .metrics import exposition
@@ -27,9 +26,10 @@ from .metrics.machine import MachineMetrics
 from .model_config import ConfigError
 from .model_control import ModelControl
 from .options import ServerOptions
-from .placement import Placement, place
-from .rate_limits import RateLimits, ResourceLimit
-from .response_cache import ResponseCache
+from .placement.host_policy import HostPolicies
+from .placement.instance_groups import InstanceSpec
+from .placement.placement import Placement, place
+from .scheduling.rate_limits import RateLimits, ResourceLimit
 from .servable import Servable
 from .spawner import Spawner
 from .tracing.settings import TraceSettings

@@ -33,11 +33,11 @@ from ..shm.segment import Segment
 from .channel import Channel
 from .errors import ServerError, Unavailable
 from .forked_caller import ForkedCaller
-from .instance_groups import InstanceSpec
 from .lifecycle import Event, State, advance
 from .log import LEVELS, about, facts, stub_logger
 from .metrics.custom import CustomMetricError
-from .placement import Placement
+from .placement.instance_groups import InstanceSpec
+from .placement.placement import Placement
 from .request import Outcome
 from .stub_process import StubProcess
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, List, Sequence
 from ..shm.errors import OutOfSharedMemory
 from . import model_config
 from .instance import Instance, LoadFailed
-from .instance_groups import instance_specs
 from .lifecycle import State
 from .log import about
 from .model_config import ConfigError
+from .placement.instance_groups import instance_specs
 
 if TYPE_CHECKING:
     from .model import Model

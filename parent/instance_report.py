@@ -6,8 +6,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence
 
-from .host_policy import spelled
 from .lifecycle import State
+from .placement.host_policy import spelled
 from .repository_index import LOADING, READY, UNAVAILABLE, UNLOADING
 
 if TYPE_CHECKING:

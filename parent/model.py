@@ -15,7 +15,7 @@ from .lifecycle import State
 from .log import about
 from .repository import ModelFiles
 from .traffic import Traffic, serves
-from .warmup import Sample, read_samples, warm_up
+from .warmup.warmup import Sample, read_samples, warm_up
 
 if TYPE_CHECKING:
     from .core import Core

@@ -15,18 +15,18 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from ..shm.dtype import BY_CONFIG_NAME, DataType
 from .batch_io import check_batch_io
-from .batching import check_batching
-from .ensemble_config import check_ensemble, check_ensemble_identity, is_ensemble
-from .instance_groups import check_instance_groups, complete_instance_groups
+from .cache.config import check_response_cache
+from .ensemble.config import check_ensemble, check_ensemble_identity, is_ensemble
 from .known_enums import check_enums
 from .log import about, facts
 from .metrics.options import check_bounds
-from .placement import check_threads
+from .placement.instance_groups import check_instance_groups, complete_instance_groups
+from .placement.placement import check_threads
 from .reshape import check_reshape, model_shape
-from .response_cache_config import check_response_cache
-from .sequencing import check_sequencing
-from .state_config import check_states
-from .warmup_samples import check_warmup
+from .scheduling.batching import check_batching
+from .sequence.config import check_sequencing
+from .sequence.state_config import check_states
+from .warmup.samples import check_warmup
 
 
 def _load_messages() -> Any:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Awaitable, Coroutine, Dict, List, Mapping
 from weakref import WeakValueDictionary
 
 from . import auto_complete, instance_change, model_config, model_source, repository
-from .ensemble import Ensemble
-from .ensemble_config import is_ensemble, step_models
-from .ensemble_parts import EnsembleParts
+from .ensemble.config import is_ensemble, step_models
+from .ensemble.parts import EnsembleParts
+from .ensemble.servable import Ensemble
 from .errors import InvalidArgument, ServerError, Unavailable
 from .instance import LoadFailed
 from .lifecycle import State

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterable, List, Sequence, Tuple
 
 from .grpc.options import GrpcOptions
-from .host_policy import HostPolicies
 from .metrics.options import MetricsOptions
-from .rate_limits import MODES, ResourceLimit
+from .placement.host_policy import HostPolicies
+from .scheduling.rate_limits import MODES, ResourceLimit
 from .tracing.options import TraceOptions
 
 

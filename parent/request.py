@@ -21,7 +21,7 @@ from .statistics import Failure
 if TYPE_CHECKING:
     from .client_memory import RegionUse
     from .instance import Instance
-    from .sequences import Turn
+    from .sequence.sequences import Turn
     from .tracing.trace import Trace
 
 Lease = Tuple[Callable[[Any], None], Any]

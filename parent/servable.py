@@ -12,12 +12,12 @@ from ..shm.arena import Arena, Block
 from ..shm.errors import OutOfSharedMemory
 from ..shm.segment import Segment
 from . import classification, model_config
+from .cache.response_cache import CachedResponses
 from .errors import ServerError, Unavailable
 from .instance import Instance, LoadFailed
 from .lifecycle import State
 from .repository import ModelFiles
 from .request import Request
-from .response_cache import CachedResponses
 from .slabs import Place, Slabs
 from .statistics import ModelStatistics
 

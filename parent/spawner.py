@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Mapping, Optional, Protocol, Tuple
 from ..shm.control import EXITED, SPAWN, SPAWNED, ControlSocket
 from ..shm.errors import PeerGone, ProtocolError
 from .fork_server import ForkServer
-from .placement import Placement
+from .placement.placement import Placement
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any, Callable, Mapping, Optional, Protocol, Sequence, Tuple
 from ..shm.control import ControlSocket, close_all
 from ..shm.errors import PeerGone, ProtocolError
 from .lifecycle import IllegalTransition
-from .placement import ANYWHERE, Placement
+from .placement.placement import ANYWHERE, Placement
 from .spawner import Spawner
 from .stub_output import LineReader
 

@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Any, Callable, List, Optional, Sequence, Tuple
 from ..shm.arena import Block
 from ..shm.errors import OutOfSharedMemory, ProtocolError
 from . import model_config
-from .alarm import Alarm
-from .batching import is_batched
+from .cache.response_cache import CachedResponses, cached_responses
 from .errors import Cancelled, ServerError, Unavailable
-from .held_batches import HeldBatches
 from .instance import Instance
 from .lifecycle import State
 from .news import News
 from .pump import Pump
-from .refusals import refusal_of
 from .repository import ModelFiles
 from .request import Batch, Outcome, Request, Settled, drop
-from .response_cache import CachedResponses, cached_responses
-from .response_order import ResponseOrder
-from .scheduler import Actions, Scheduler
-from .scheduling import scheduler_for
-from .sequences import Sequences
-from .sequencing import is_sequenced
+from .scheduling.alarm import Alarm
+from .scheduling.batching import is_batched
+from .scheduling.choice import scheduler_for
+from .scheduling.held_batches import HeldBatches
+from .scheduling.refusals import refusal_of
+from .scheduling.response_order import ResponseOrder
+from .scheduling.scheduler import Actions, Scheduler
+from .sequence.config import is_sequenced
+from .sequence.sequences import Sequences
 from .servable import Servable
 from .slabs import Slabs, in_order
 from .statistics import Failure

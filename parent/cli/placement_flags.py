@@ -6,7 +6,7 @@ from typing import Any, Dict
 
 import click
 
-from ..rate_limits import MODES
+from ..scheduling.rate_limits import MODES
 from .sections import section
 
 placement_options = section(

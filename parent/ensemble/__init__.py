@@ -1,5 +1,1 @@
 """Ensembles: models that have no code, but steps that are requests to other models (spec 5.4)."""
-
-from .servable import Ensemble
-
-__all__ = ["Ensemble"]

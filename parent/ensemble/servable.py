@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional
 
 from ...shm.arena import Block
 from ...shm.errors import OutOfSharedMemory
+from ..cache.config import check_response_cache
+from ..cache.response_cache import cached_responses
 from ..errors import Cancelled, ServerError, Unavailable
 from ..instance import Instance, LoadFailed
 from ..model_config import ConfigError
 from ..repository import ModelFiles
 from ..request import Request
-from ..response_cache import cached_responses
-from ..response_cache_config import check_response_cache
 from ..servable import Servable
 from ..statistics import Failure, ModelStatistics
 from .execution import Execution

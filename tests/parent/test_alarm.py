@@ -8,7 +8,7 @@ from time import perf_counter_ns
 from typing import List
 
 import pytest
-from stublet.parent.alarm import Alarm
+from stublet.parent.scheduling.alarm import Alarm
 
 MILLI = 10**6
 

@@ -7,8 +7,8 @@ from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from stublet.parent.batcher import Arrival, Batching, DynamicBatcher, QueuePolicy
-from stublet.parent.scheduler import Actions, Reason
+from stublet.parent.scheduling.batcher import Arrival, Batching, DynamicBatcher, QueuePolicy
+from stublet.parent.scheduling.scheduler import Actions, Reason
 
 A, B = "instance a", "instance b"
 Batches = List[Tuple[str, List[Any]]]

@@ -10,7 +10,7 @@ from typing import FrozenSet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stublet.parent.host_policy import HostPolicies, parse_cores, spelled
+from stublet.parent.placement.host_policy import HostPolicies, parse_cores, spelled
 
 ALLOWED = sorted(os.sched_getaffinity(0))
 ONE = ALLOWED[-1]

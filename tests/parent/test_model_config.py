@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from stublet.parent import model_config
-from stublet.parent.instance_groups import instance_specs
 from stublet.parent.model_config import ConfigError
+from stublet.parent.placement.instance_groups import instance_specs
 
 FIELDS = st.sampled_from(
     ["name", "input", "output", "dims", "data_type", "max_batch_size", "dynamic_batching", "parameters", "instance_group"]

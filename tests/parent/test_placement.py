@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import pytest
-from stublet.parent import model_config, placement
-from stublet.parent.host_policy import HostPolicies, parse_cores
-from stublet.parent.instance_groups import instance_specs
+from stublet.parent import model_config
 from stublet.parent.model_config import ConfigError
-from stublet.parent.placement import place
+from stublet.parent.placement import placement
+from stublet.parent.placement.host_policy import HostPolicies, parse_cores
+from stublet.parent.placement.instance_groups import instance_specs
+from stublet.parent.placement.placement import place
 
 NO_GPU = not list(Path("/dev").glob("nvidia[0-9]*"))
 

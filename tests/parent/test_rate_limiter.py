@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from stublet.parent.rate_limiter import Needs, RateLimiter, Resource
+from stublet.parent.scheduling.rate_limiter import Needs, RateLimiter, Resource
 
 R = Resource("R", 0)
 S = Resource("S", 0)

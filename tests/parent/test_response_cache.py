@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from stublet.parent import model_config
+from stublet.parent.cache.config import check_response_cache
+from stublet.parent.cache.response_cache import ENTRY_BYTES, CachedResponses, Kept, ResponseCache
 from stublet.parent.errors import InternalError
 from stublet.parent.model_config import TensorSpec
 from stublet.parent.request import OutputPlan, Request, Response
-from stublet.parent.response_cache import ENTRY_BYTES, CachedResponses, Kept, ResponseCache
-from stublet.parent.response_cache_config import check_response_cache
 from stublet.parent.statistics import ModelStatistics
 from stublet.shm.arena import Arena
 from stublet.shm.dtype import BY_CONFIG_NAME

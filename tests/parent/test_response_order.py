@@ -6,7 +6,7 @@ from typing import Any, Dict, List
 
 from hypothesis import given
 from hypothesis import strategies as st
-from stublet.parent.response_order import ResponseOrder
+from stublet.parent.scheduling.response_order import ResponseOrder
 
 
 def expecting(*requests: int) -> ResponseOrder[int]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from stublet.parent.scheduler import LOOKAHEAD, Actions, DefaultScheduler, Reason
+from stublet.parent.scheduling.scheduler import LOOKAHEAD, Actions, DefaultScheduler, Reason
 
 
 def pairs(actions: Actions) -> List[Tuple[str, int]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Dict, Hashable, List, Tuple
 
 import pytest
-from stublet.parent.scheduler import Actions, Reason
-from stublet.parent.sequence_batcher import Member, SequenceBatcher, Strategy
-from stublet.parent.sequence_strategies import Direct, Oldest
+from stublet.parent.scheduling.scheduler import Actions, Reason
+from stublet.parent.sequence.batcher import Member, SequenceBatcher, Strategy
+from stublet.parent.sequence.strategies import Direct, Oldest
 
 A, B = "instance a", "instance b"
 IDLE = 1000

@@ -6,9 +6,9 @@ from typing import Dict, Hashable, List, Optional, Set
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from stublet.parent.scheduler import Actions
-from stublet.parent.sequence_batcher import Member, SequenceBatcher, Strategy
-from stublet.parent.sequence_strategies import Direct, Oldest
+from stublet.parent.scheduling.scheduler import Actions
+from stublet.parent.sequence.batcher import Member, SequenceBatcher, Strategy
+from stublet.parent.sequence.strategies import Direct, Oldest
 
 IDLE = 1000
 

@@ -10,10 +10,10 @@ import pytest
 from stublet.parent import model_config
 from stublet.parent.errors import InvalidArgument
 from stublet.parent.model_config import ConfigError
-from stublet.parent.sequence_controls import Controls
-from stublet.parent.sequence_strategies import Direct, Oldest
-from stublet.parent.sequencing import controls_of, strategy_of
-from stublet.parent.state_config import read_initial, states_of
+from stublet.parent.sequence.config import controls_of, strategy_of
+from stublet.parent.sequence.controls import Controls
+from stublet.parent.sequence.state_config import read_initial, states_of
+from stublet.parent.sequence.strategies import Direct, Oldest
 from stublet.shm import bytes_codec
 
 BASE = """

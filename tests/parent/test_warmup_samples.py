@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from stublet.parent import model_config
 from stublet.parent.model_config import ConfigError
-from stublet.parent.warmup_samples import sample_data
+from stublet.parent.warmup.samples import sample_data
 from stublet.shm.dtype import BY_CONFIG_NAME
 
 MODEL = 'backend: "python" max_batch_size: {} input {{ name: "A" data_type: TYPE_FP32 dims: [-1] }} model_warmup {{ name: "s" {} }}'

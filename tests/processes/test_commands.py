@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from model_repository import MODELS, obey
 from server_process import DEADLINE, ServerProcess, serving, until
-from stublet.parent.host_policy import allowed
-from stublet.parent.placement import usable_cores
+from stublet.parent.placement.host_policy import allowed
+from stublet.parent.placement.placement import usable_cores
 
 COMMAND = [sys.executable, "-m", "stublet.parent"]
 

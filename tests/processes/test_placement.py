@@ -14,7 +14,7 @@ import pytest
 import tritonclient.http as triton
 from model_repository import obey, write_model
 from server_process import ServerProcess, run_serve, serving
-from stublet.parent.placement import usable_cores
+from stublet.parent.placement.placement import usable_cores
 from tritonclient.utils import InferenceServerException
 
 pytestmark = pytest.mark.usefixtures("hub")

@@ -20,7 +20,7 @@ from http_wire import infer, tensor
 from model_repository import write_model
 from server_process import serving, until
 from stublet.parent.options import DEFAULT_MAX_QUEUE_SIZE
-from stublet.parent.scheduler import LOOKAHEAD
+from stublet.parent.scheduling.scheduler import LOOKAHEAD
 
 MANY = 10_000
 FULL = "Exceeds maximum queue size"

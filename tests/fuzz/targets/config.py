@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 from stublet.parent import model_config, repository
-from stublet.parent.instance_groups import instance_specs
 from stublet.parent.model import Model
 from stublet.parent.model_config import ConfigError
+from stublet.parent.placement.instance_groups import instance_specs
 from stublet.parent.repository import ModelFiles
 
 from ..offered import Offered, offered

@@ -15,10 +15,10 @@ from stublet.parent.bls import Router, make_request
 from stublet.parent.errors import ServerError
 from stublet.parent.forked_caller import ForkedCaller
 from stublet.parent.instance import Instance
-from stublet.parent.instance_groups import instance_specs
 from stublet.parent.model import Model
 from stublet.parent.news import read_call
-from stublet.parent.placement import ANYWHERE
+from stublet.parent.placement.instance_groups import instance_specs
+from stublet.parent.placement.placement import ANYWHERE
 from stublet.parent.request import Request
 from stublet.shm.control import GROW, ControlSocket, close_all
 from stublet.shm.errors import PeerGone, ProtocolError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any, Dict, List, NamedTuple, Sequence, Set, Tuple
 
-from ..shm import bytes_codec
-from ..shm.dtype import BY_CONFIG_NAME, BYTES, DataType, element_count
+from ...shm import bytes_codec
+from ...shm.dtype import BY_CONFIG_NAME, BYTES, DataType, element_count
 
 _DIRECTORY = "initial_state"
 

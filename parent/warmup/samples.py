@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..shm.dtype import BYTES, DataType, element_count
+from ...shm.dtype import BYTES, DataType, element_count
 
 DIRECTORY = "warmup"
 """Of a model's directory: where the files with data are."""

@@ -11,21 +11,21 @@ from operator import itemgetter
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, List, NamedTuple, Optional, Sequence, Tuple
 
-from ..shm.arena import aligned
-from ..shm.dtype import BY_CONFIG_NAME, BYTES
-from ..shm.errors import OutOfSharedMemory
-from . import model_config
-from .errors import ServerError
-from .instance import LoadFailed
-from .lifecycle import State
-from .log import about
-from .request import Outcome, Request, drop
-from .validation import GivenInput, check_strings, lay_out
-from .warmup_samples import sample_data
+from ...shm.arena import aligned
+from ...shm.dtype import BY_CONFIG_NAME, BYTES
+from ...shm.errors import OutOfSharedMemory
+from .. import model_config
+from ..errors import ServerError
+from ..instance import LoadFailed
+from ..lifecycle import State
+from ..log import about
+from ..request import Outcome, Request, drop
+from ..validation import GivenInput, check_strings, lay_out
+from .samples import sample_data
 
 if TYPE_CHECKING:
-    from .instance import Instance
-    from .model import Model
+    from ..instance import Instance
+    from ..model import Model
 
 logger = logging.getLogger(__name__)
 

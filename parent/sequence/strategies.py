@@ -1,4 +1,4 @@
-"""Which requests of the sequences of an instance are executed together, and when (spec 5.4). Pure, as ``sequence_batcher``, which asks them.
+"""Which requests of the sequences of an instance are executed together, and when (spec 5.4). Pure, as ``batcher``, which asks them.
 
 ``Direct``: every sequence has a row of the batch, and whatever is there is executed. ``Oldest``: the sequences are candidates for the rows of a
 batch that is formed as in dynamic batching. In both, only requests with the same shapes go together.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
-from .batcher import agree
-from .sequence_batcher import Choice, Entry
+from ..scheduling.batcher import agree
+from .batcher import Choice, Entry
 
 
 class Direct(NamedTuple):

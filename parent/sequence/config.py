@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Callable, Dict, Hashable, Iterator, List, NamedTuple, Tuple, Union
 
-from ..shm.dtype import BOOL, BY_CONFIG_NAME, FP32, INT32, DataType
-from .batching import describer
-from .sequence_batcher import Member, SequenceBatcher
-from .sequence_strategies import Direct, Oldest
+from ...shm.dtype import BOOL, BY_CONFIG_NAME, FP32, INT32, DataType
+from ..scheduling.batching import describer
+from .batcher import Member, SequenceBatcher
+from .strategies import Direct, Oldest
 
 if TYPE_CHECKING:
-    from .request import Request
+    from ..request import Request
 
 START, END = 1, 2
 """The flags of a request that begins and that ends a sequence."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from ..shm.message import IN_REGION
-from .errors import InternalError
-from .request import Lease, Loan, Outcome, Output, OutputPlan, Response
+from ...shm.message import IN_REGION
+from ..errors import InternalError
+from ..request import Lease, Loan, Outcome, Output, OutputPlan, Response
 from .state_config import StateSpec
 
 _REMEMBERED = 256

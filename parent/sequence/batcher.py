@@ -3,7 +3,7 @@ in nanoseconds of any clock, and says what is to be done; requests, instances an
 
 Each instance has places for a number of sequences (``_Seats``). A sequence takes one with its first request and has it until its END is
 executed, it is idle for too long, one of its requests is cancelled, or its instance is gone; those that find none wait in the backlog, first
-come, first served. What is executed together, and when, is for the strategy to say (``sequence_strategies``). It is decided
+come, first served. What is executed together, and when, is for the strategy to say (``strategies``). It is decided
 when the time comes to look (``due``), not with each request: those that arrive at the same moment are executed together.
 
 An instance executes one batch at a time, and a sequence has one request in it at most, so its requests are executed in their order.
@@ -16,8 +16,8 @@ import itertools
 from collections import deque
 from typing import Callable, Deque, Dict, Generic, Hashable, List, Mapping, NamedTuple, Optional, Protocol, Sequence, Tuple
 
-from .batcher import Shapes
-from .scheduler import NOTHING, Actions, Instance, Reason, Request
+from ..scheduling.batcher import Shapes
+from ..scheduling.scheduler import NOTHING, Actions, Instance, Reason, Request
 
 
 class Member(NamedTuple):

@@ -7,9 +7,9 @@ from typing import Dict, Sequence, Tuple, Union
 
 import numpy as np
 
-from ..shm.dtype import BYTES
-from .errors import InvalidArgument
-from .sequencing import END, START, Control
+from ...shm.dtype import BYTES
+from ..errors import InvalidArgument
+from .config import END, START, Control
 
 _ID_RANGES = {"UINT64": ("<Q", 0, 64), "INT64": ("<q", 1, 64), "UINT32": ("<I", 0, 32), "INT32": ("<i", 1, 32)}
 """By data type: its format, whether it has a sign, its bits."""

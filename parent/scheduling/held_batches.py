@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Deque, Dict, List, Optional, Tuple
 from .rate_limits import RateLimits
 
 if TYPE_CHECKING:
-    from .instance import Instance
-    from .request import Request
+    from ..instance import Instance
+    from ..request import Request
 
 
 class HeldBatches:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Tuple
 from .batcher import Arrival, Batching, QueuePolicy
 
 if TYPE_CHECKING:
-    from .request import Request
+    from ..request import Request
 
 _MOST_LEVELS = 4096
 """Each has a queue."""

@@ -1,4 +1,4 @@
-"""Which scheduler a configuration asks for (spec 5.4); that of models with sequences is in ``sequencing``."""
+"""Which scheduler a configuration asks for (spec 5.4); that of models with sequences is in ``sequence``."""
 
 from __future__ import annotations
 

@@ -14,15 +14,15 @@ import threading
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, List, NamedTuple, Optional, Tuple
 
-from ..shm.arena import aligned
-from ..shm.errors import OutOfSharedMemory
-from .log import about, facts
-from .request import Outcome, OutputPlan, Request, Response
+from ...shm.arena import aligned
+from ...shm.errors import OutOfSharedMemory
+from ..log import about, facts
+from ..request import Outcome, OutputPlan, Request, Response
 
 if TYPE_CHECKING:
     from cachetools import LRUCache
 
-    from .servable import Servable
+    from ..servable import Servable
 
 logger = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING, Dict, Iterable, List, NamedTuple, Optional, Sequence
 
-from .instance_groups import InstanceSpec
+from ..placement.instance_groups import InstanceSpec
 from .rate_limiter import Needs, RateLimiter, Resource
 
 if TYPE_CHECKING:
-    from .instance import Instance
+    from ..instance import Instance
 
 MODES = ("off", "execution_count")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Hashable
 
-from .errors import Cancelled, InvalidArgument, ServerError, Unavailable
-from .request import Request
+from ..errors import Cancelled, InvalidArgument, ServerError, Unavailable
+from ..request import Request
 from .scheduler import Reason
 
 

@@ -9,22 +9,22 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any, Dict, Hashable, List, Optional, Sequence, Tuple
 
-from ..shm.arena import aligned
-from ..shm.dtype import BYTES, element_count
-from ..shm.errors import OutOfSharedMemory
-from .errors import InvalidArgument, ServerError, Unsupported
-from .model_config import TensorSpec
-from .refusals import missing_start, refusal_of
-from .request import Lent, Outcome, Request, Response
-from .sequence_batcher import SequenceBatcher
-from .sequence_controls import Controls
-from .sequence_state import SequenceMemory, StateOutputs
-from .sequencing import START, batcher_for, controls_of
+from ...shm.arena import aligned
+from ...shm.dtype import BYTES, element_count
+from ...shm.errors import OutOfSharedMemory
+from ..errors import InvalidArgument, ServerError, Unsupported
+from ..model_config import TensorSpec
+from ..request import Lent, Outcome, Request, Response
+from ..scheduling.refusals import missing_start, refusal_of
+from ..statistics import Failure
+from .batcher import SequenceBatcher
+from .config import START, batcher_for, controls_of
+from .controls import Controls
+from .state import SequenceMemory, StateOutputs
 from .state_config import read_initial, states_of
-from .statistics import Failure
 
 if TYPE_CHECKING:
-    from .servable import Servable
+    from ..servable import Servable
 
 _LONGEST_ID = 128
 """Of a correlation ID that is a string."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Set
 
-from .ensemble import Ensemble
-from .ensemble.composing import circle
-from .ensemble_config import is_ensemble, step_models
-from .errors import ServerError
-from .model_config import ConfigError
-from .model_source import Source
+from ..errors import ServerError
+from ..model_config import ConfigError
+from ..model_source import Source
+from .composing import circle
+from .config import is_ensemble, step_models
+from .servable import Ensemble
 
 if TYPE_CHECKING:
-    from .core import Core
+    from ..core import Core
 
 
 class EnsembleParts:

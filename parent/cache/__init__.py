@@ -1,0 +1,1 @@
+"""Responses that are kept (spec 5.5)."""

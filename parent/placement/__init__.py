@@ -1,0 +1,1 @@
+"""Which instances there are, and where they run (spec 5.3)."""

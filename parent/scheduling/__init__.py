@@ -1,0 +1,1 @@
+"""Which requests go to which instance, and when (spec 5.4)."""

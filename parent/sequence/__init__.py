@@ -1,0 +1,1 @@
+"""Sequence batching: requests that belong together (spec 5.4)."""

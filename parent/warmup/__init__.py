@@ -1,0 +1,1 @@
+"""What instances execute before they serve (spec 5.5)."""
