@@ -106,7 +106,9 @@ def test_a_failing_reload_keeps_what_serves_and_is_tried_once(models: Controlled
     models.write("m", 1)
     until(lambda: served(models, "m", 1))
     pids = models.pids("m")
-    (models.root / "m" / "1" / "model.py").write_text("x = 1 / 0")
+    broken = models.root / "broken.py"
+    broken.write_text("x = 1 / 0")
+    broken.replace(models.root / "m" / "1" / "model.py")  # at once, so that no look finds it half written
     until(lambda: "ZeroDivisionError" in caplog.text)
     for name in ("n", "o"):  # each is seen by a look of its own
         models.write(name, 1)
