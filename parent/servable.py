@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 from abc import ABC, abstractmethod
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Union
 
 from ..shm.arena import Arena, Block
@@ -17,13 +19,15 @@ from .errors import ServerError, Unavailable
 from .instance import Instance, LoadFailed
 from .lifecycle import State
 from .repository import ModelFiles
-from .request import Request
+from .request import Outcome, Request, drop
 from .slabs import Place, Slabs
 from .statistics import ModelStatistics
 
 if TYPE_CHECKING:
     from .core import Core
     from .validation import Layout
+
+logger = logging.getLogger(__name__)
 
 
 class SharedMemory(NamedTuple):
@@ -165,6 +169,24 @@ class Servable(ABC):
         if len(self.memo) >= _REMEMBERED:
             self.memo.clear()
         self.memo[key] = value
+
+    def deliver(self, request: Request, outcome: Optional[Outcome], final: bool, arrived: int) -> None:
+        """Tells whoever asked, and the statistics. Not under a lock.
+
+        Args:
+            arrived: when the outcome was known; of a decoupled model only.
+        """
+        if request.trace is not None:
+            request.trace.settled(request, outcome, final)
+            if final:
+                request.trace = None  # it ends when the front end lets go of it, too
+        try:
+            request.respond(outcome, final)
+        except Exception:
+            # One that cannot be told must not keep the others from being told.
+            logger.exception("the outcome of a request could not be delivered")
+            drop(outcome)
+        self.statistics.settled(request, outcome, final, arrived, perf_counter_ns())
 
     # Memory
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Callable, List, Optional, Sequence, Tuple
@@ -33,8 +32,6 @@ from .statistics import Failure
 
 if TYPE_CHECKING:
     from .core import Core
-
-logger = logging.getLogger(__name__)
 
 
 class Traffic(Servable):
@@ -407,17 +404,7 @@ class Traffic(Servable):
     def _tell(self, outcomes: List[Settled]) -> None:
         decoupled = self.decoupled
         for request, outcome, final in outcomes:
-            arrived = perf_counter_ns() if decoupled else 0
-            if request.trace is not None:
-                request.trace.settled(request, outcome, final)
-                if final:
-                    request.trace = None  # it ends when the front end lets go of it, too
-            try:
-                request.respond(outcome, final)
-            except Exception:
-                # One that cannot be told must not keep the others from being told.
-                logger.exception("the outcome of a request could not be delivered")
-            self.statistics.settled(request, outcome, final, arrived, perf_counter_ns())
+            self.deliver(request, outcome, final, perf_counter_ns() if decoupled else 0)
 
     def servers(self, request: Optional[Request]) -> List[List[Instance]]:
         instance = None if request is None else request.instance

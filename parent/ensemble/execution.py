@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Deque, Dict, List, Optional, Sequence, Tu
 from ..client_memory import Read, Write
 from ..errors import InternalError, InvalidArgument, ServerError, Unavailable
 from ..parameters import merged
-from ..request import Outcome, Request, drop
+from ..request import Outcome, Request
 from ..statistics import Failure
 from .flow import Actions, Flow, Run
 from .route import Route, Step
@@ -246,13 +246,4 @@ class Execution:
             request.answered = True
             if request.regions is not None:
                 request.regions.release()
-        if request.trace is not None:
-            request.trace.settled(request, outcome, final)
-            if final:
-                request.trace = None
-        try:
-            request.respond(outcome, final)
-        except Exception:
-            logger.exception("the outcome of a request could not be delivered")
-            drop(outcome)
-        self._ensemble.statistics.settled(request, outcome, final, arrived, perf_counter_ns())
+        self._ensemble.deliver(request, outcome, final, arrived)
