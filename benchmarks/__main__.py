@@ -16,6 +16,9 @@ COMMANDS = {
     "serve": "load over HTTP, start-up and memory, alone or side by side with another server",
     "grpc": "load over gRPC, alone or side by side with another server",
     "calls": "what a model's own calls cost: BLS, responses of a decoupled model, is_cancelled, log lines",
+    "gpu": "a tensor on a GPU from model to model, in device memory and through the host",
+    "overload": "ten times as many requests as can be executed: who is served, who is refused, and how soon all is well again",
+    "recovery": "from kill -9 of a stub to the next answer, without and with an instance in reserve",
     "stages": "what each stage of a small request costs",
     "roundtrip": "the embedded server's round trip next to a bare eventfd ping-pong",
 }

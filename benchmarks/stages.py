@@ -83,7 +83,9 @@ def run(arguments: argparse.Namespace) -> None:
 async def _measure(core: Any, count: int) -> dict[str, list[int]]:
     """Runs in the server's own loop, which meanwhile does nothing else: bells wait, replies are looked for here."""
     import uvicorn
+    from stublet.parent.http.door import Door
     from stublet.parent.http.front_end import HttpFrontEnd
+    from stublet.parent.http.limits import HttpLimits
     from stublet.parent.http.protocol import InferProtocol
     from stublet.parent.news import News
     from uvicorn.server import ServerState
@@ -92,7 +94,7 @@ async def _measure(core: Any, count: int) -> dict[str, list[int]]:
     (instance,) = model.instances
     config = uvicorn.Config(HttpFrontEnd(core), http=InferProtocol, ws="none", log_config=None, proxy_headers=False)
     config.load()
-    protocol = InferProtocol(config, ServerState(), {}, asyncio.get_running_loop())
+    protocol = InferProtocol(config, ServerState(), {}, asyncio.get_running_loop(), door=Door(HttpLimits(), "HTTP"))
     transport = _Transport()
     protocol.connection_made(transport)
     request = add_sub()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .errors import (
         AlreadyExists,
         Cancelled,
+        DeadlineExceeded,
         InternalError,
         InvalidArgument,
         NotFound,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _HOMES: Dict[str, str] = {
     **dict.fromkeys(
         [
-            "AlreadyExists", "Cancelled", "InternalError", "InvalidArgument", "NotFound", "ServerError", "Unavailable",
+            "AlreadyExists", "Cancelled", "DeadlineExceeded", "InternalError", "InvalidArgument", "NotFound", "ServerError", "Unavailable",
             "UnknownError", "Unsupported",
         ],
         ".errors",
@@ -46,6 +47,7 @@ _HOMES: Dict[str, str] = {
 __all__ = [
     "AlreadyExists",
     "Cancelled",
+    "DeadlineExceeded",
     "InferResult",
     "InferStream",
     "InternalError",

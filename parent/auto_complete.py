@@ -11,16 +11,19 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Sequence, Tuple, Union
 
-from ..shm.control import ANSWER, ASK, AUTO_COMPLETE, COMPLETED, FAILED, GROW, HELLO, LOG, NO_SEGMENT, SEGMENT, TELL
+from ..shm.control import ANSWER, ASK, AUTO_COMPLETE, COMPLETED, FAILED, GROW, HELLO, LOG, NO_ROOM, TELL
 from ..shm.errors import ProtocolError
 from ..shm.message import PROTOCOL_VERSION
 from . import model_config, repository
 from .environments import environment
 from .instance import LoadFailed
-from .log import LEVELS, VERBOSE, about, facts, stub_logger
+from .log import VERBOSE, about, facts, stub_logger
 from .model_config import ConfigError
 from .repository import ModelFiles
+from .sandbox.prepare import prepare as prepare_sandbox
 from .stub_process import StubProcess
+from .supervision.cause import Cause, Death, Kind
+from .supervision.stacks import stacks_of
 
 if TYPE_CHECKING:
     from .core import Core
@@ -30,6 +33,7 @@ logger = logging.getLogger(__name__)
 _EXIT_SECONDS = 2.0
 """How long a stub that has answered may take to end by itself."""
 
+_STACKS_SECONDS = 2.0
 _MOST_BATCH = (1 << 31) - 1
 _TENSORS = ("input", "output")
 _BATCHING = "dynamic_batching"
@@ -49,20 +53,25 @@ async def run(core: Core, files: ModelFiles, version: int, config: Any) -> Any:
     loop = asyncio.get_running_loop()
     seconds = core.options.backend.auto_complete_timeout_seconds
     prepared = await loop.run_in_executor(None, environment.prepare, config, files.path, core.ending)
+    limits = await loop.run_in_executor(None, prepare_sandbox, core, config, files.path)
     file = repository.model_file(core.options.backend_directory, files, version, config)
     completion = _Completion(
         files.name,
         version,
         {**file.settings(), "model_name": files.name, "config": json.dumps(offered(config)), "verbose": logger.isEnabledFor(VERBOSE)},
+        core.options.expose_tracebacks,
     )
     try:
-        completion.process.start(core.spawner, prepared.interpreter, prepared.variables)
+        completion.process.start(core.spawner, prepared.interpreter, prepared.variables, sandbox=limits)
     except OSError as error:
         raise LoadFailed(f"a process to complete the configuration of model '{files.name}' cannot be started: {error}") from error
     try:
         text = await asyncio.wait_for(completion.answer, seconds)
         await asyncio.wait([completion.process.ended], timeout=_EXIT_SECONDS)
     except asyncio.TimeoutError:
+        stacks = await stacks_of(completion.process, _STACKS_SECONDS)
+        text = "auto_complete_config of model '%s' (pid %s) takes too long and is ended; these are its stacks:\n%s"
+        logger.error(text, files.name, completion.pid, stacks, extra=about(completion.facts))
         raise LoadFailed(
             f"model '{files.name}' has not been imported and its auto_complete_config has not returned within {seconds} seconds"
         ) from None
@@ -75,13 +84,13 @@ async def run(core: Core, files: ModelFiles, version: int, config: Any) -> Any:
 class _Completion:
     """The process that runs a model's ``auto_complete_config``, and its answer. What it says is not trusted."""
 
-    def __init__(self, name: str, version: int, settings: Dict[str, Any]) -> None:
+    def __init__(self, name: str, version: int, settings: Dict[str, Any], expose_tracebacks: bool) -> None:
         self.name = name
         self.answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._settings = settings
+        self._expose = expose_tracebacks
         self.facts = facts(name, version)
-        self._log = stub_logger(self)
-        self.process = StubProcess(self, self._log)
+        self.process = StubProcess(self, stub_logger(self))
         self._over = False
 
     @property
@@ -101,14 +110,13 @@ class _Completion:
         kind, *parts = message
         if kind == LOG:
             (lines,) = parts
-            for level, *line in lines:
-                self._log(LEVELS[level], *line)
+            self.process.log(lines)
         elif kind == HELLO:
             protocol, python, numpy, executable = parts
             if protocol != PROTOCOL_VERSION:
                 raise ProtocolError(f"the stub speaks protocol {protocol}, this server {PROTOCOL_VERSION}; install one version of stublet")
             logger.debug("auto-complete stub '%s' (pid %s): Python %s, numpy %s, %s", self.name, self.pid, python, numpy, executable)
-            self.process.tell((AUTO_COMPLETE, self._settings))
+            self.process.tell((AUTO_COMPLETE, {**self._settings, "expose_tracebacks": self._expose}))
         elif kind == COMPLETED:
             (text,) = parts
             if not isinstance(text, str):
@@ -123,25 +131,19 @@ class _Completion:
             number, what, _ = parts
             self.process.tell((ANSWER, number, f"'{what}' is not available in auto_complete_config", None))
         elif kind == GROW:
-            (nbytes,) = parts
-            self.process.tell((SEGMENT, NO_SEGMENT, nbytes, True))
+            self.process.tell((NO_ROOM, "There is none in auto_complete_config."))
         elif kind != TELL:
             raise ProtocolError(f"no control message begins with {kind!r}")
 
     def on_violation(self, why: str) -> None:
-        self._settle(LoadFailed(f"Stub process '{self.name}' is not healthy: it was ended for a protocol error: {why}"))
+        self.process.condemn(Cause(Kind.PROTOCOL_ERROR, f"it was ended for a protocol error: {why}"))
         self.process.kill()
 
-    def on_end(self, how: str) -> None:
-        last = self.process.last_lines()
-        words = f"; its last words were:\n{last}" if last else ""
-        pid = self.pid
-        self._settle(
-            LoadFailed(
-                f"Stub process '{self.name}' is not healthy: it ended with {how} while loading the model to complete its configuration"
-                f" (pid {pid}){words}"
-            )
-        )
+    def on_end(self, death: Death) -> None:
+        if not self.answer.done():
+            summary = death.summary(self.name, "loading the model to complete its configuration", self.name)
+            logger.error("%s", death.for_log(summary), extra=about(self.facts, death.stack))
+            self._settle(LoadFailed(death.for_client(summary, self._expose)))
 
     def _settle(self, outcome: Union[str, LoadFailed]) -> None:
         if self.answer.done():

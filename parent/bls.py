@@ -14,7 +14,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from ..shm.dtype import BY_CODE, BYTES
-from ..shm.message import BLOCKING, STREAM
+from ..shm.message import BLOCKING, HOST_OUTPUTS, STREAM
 from .errors import InternalError, InvalidArgument, ServerError, Unavailable
 from .log import about
 from .news import Call, News
@@ -69,7 +69,13 @@ class Router:
         blocks = [loan for loan, _ in call.blocks]
         try:
             callee = self.find(call.model, call.version, bool(call.flags & STREAM))
+            if caller.channel.loans.has_devices and not callee.takes_device_inputs and call.is_on_device():
+                for loan in blocks:
+                    loan.release()
+                caller.model.ask_again(caller, number)
+                return
             request = make_request(callee, call, respond)
+            request.device_outputs = callee.answers_on_device and not call.flags & HOST_OUTPUTS and request.trace is None
             caller.open_calls[number] = OpenCall(callee, request, bool(call.flags & BLOCKING))
             self._check_cycle(caller, number)
             blocks = []
@@ -86,7 +92,7 @@ class Router:
             ServerError: none of that name, not ready, or decoupled and the caller takes one response only.
         """
         callee = self._core.find(name, None if version < 0 else version)
-        if not callee.ready:
+        if not callee.takes_requests:
             raise Unavailable(f"Failed for execute the inference request. Model '{name}' is not ready.")
         if callee.decoupled and not stream:
             raise InvalidArgument(

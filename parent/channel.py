@@ -6,6 +6,7 @@ import os
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Tuple
 
+from ..shm.cuda.segment import DeviceSegment
 from ..shm.errors import OutOfSharedMemory, ProtocolError
 from ..shm.message import EMPTY, FAILURE, FINAL, FINALIZE, INDIRECT, NEWS, RESCHEDULE, RETURNED, WORK, decode_up, packer
 from ..shm.polling import PollBudget, poll_limit
@@ -14,12 +15,12 @@ from ..shm.segment import Segment
 from . import errors
 from .compute_times import HAND_OVER_NS, ComputeTimes
 from .loans import Loans
-from .news import News, check_in_regions, read_call, read_response
+from .news import News, check_in_regions, check_on_device, read_call, read_response
 from .request import Outcome, Request, Response
 from .statistics import Failure, failure_of
 
 if TYPE_CHECKING:
-    from .client_memory import ClientRegion
+    from .client_regions import ClientRegion
     from .model import Model
     from .sequence.sequences import Turn
 
@@ -65,6 +66,12 @@ class Channel:
         self._stuck: Optional[bytes] = None
         self._starved = False
         self._finalize = False
+        self._releases_at_once = 1 if model.decoupled else _RELEASES_AT_ONCE
+
+    @property
+    def handed(self) -> int:
+        """How many requests the instance has been handed."""
+        return self._next_key
 
     def set_verbose(self, wanted: bool) -> None:
         """Tells the stub whether lines of level VERBOSE are wanted. In any thread."""
@@ -76,6 +83,9 @@ class Channel:
             os.close(fd)
         self.segment.close()
         # What lies in them may still be on its way to other stubs, so their descriptors are closed when nothing refers to them.
+        for segment in self.loans.outputs.values():
+            if isinstance(segment, DeviceSegment):
+                segment.close()
         self.loans.outputs.clear()
 
     # Down
@@ -109,7 +119,7 @@ class Channel:
         if request.regions is not None:
             loans.lend_regions(request.regions)
             regions = request.regions.message()
-        return key, request.borrowed, blocks, request.inputs, request.extras, regions
+        return key, request.borrowed | request.device_outputs << 1, blocks, request.inputs, request.extras, regions
 
     def reply(self, call: int, outcome: Optional[Outcome], final: bool) -> None:
         """Puts an outcome of a call in the next record."""
@@ -131,6 +141,10 @@ class Channel:
         else:
             self._replies.append((call, final, (), (), (outcome.code, str(outcome)), ""))
 
+    def ask_again(self, call: int) -> None:
+        """Puts the request for a call with its inputs in host memory in the next record."""
+        self._replies.append((call,))
+
     def finalize(self) -> None:
         """Puts the request to finish behind everything else."""
         self._finalize = True
@@ -138,8 +152,7 @@ class Channel:
     @property
     def has_releases(self) -> bool:
         """Whether there are so many blocks to be given back that they should not wait."""
-        releases = self.loans.releases
-        return len(releases) >= _RELEASES_AT_ONCE or (self._model.decoupled and bool(releases))
+        return len(self.loans.releases) >= self._releases_at_once
 
     @property
     def stuck(self) -> bool:
@@ -172,10 +185,19 @@ class Channel:
                 self._stuck = record
         if self._finalize and self._stuck is None and self._down.push(self._pack((FINALIZE,))):
             self._finalize = False
+        self._words.note_core()
         self._down.ring()
 
+    def flush_releases(self) -> None:
+        """``flush``, and gives back blocks even if they are few: the instance is idle."""
+        usual, self._releases_at_once = self._releases_at_once, 1
+        try:
+            self.flush()
+        finally:
+            self._releases_at_once = usual
+
     def _indirect(self, record: bytes) -> bytes:
-        block = self._model.arena.allocate(len(record))
+        block = self._model.allocate_anyway(len(record))
         block.write(0, record, len(record))
         self.loans.lend(block, kept=True)
         return self._pack((INDIRECT, *block.key, len(record)))
@@ -194,6 +216,11 @@ class Channel:
         """Whether an execution has begun and not ended."""
         started = self._words.started
         return any(key < started and not request.returned for key, request in list(self.in_flight.items()))
+
+    def begun(self) -> List[Request]:
+        """The requests whose execution has begun, and which are not over. In any thread."""
+        started = self._words.started
+        return [request for key, request in list(self.in_flight.items()) if key < started]
 
     def waiting(self) -> int:
         """How many requests were handed over and not begun."""
@@ -280,6 +307,8 @@ class Channel:
             if flags & FAILURE:
                 request.failure = failure_of(outcome, nanoseconds > 0 or not flags & RETURNED)
             if isinstance(outcome, Response):
+                if self.loans.has_devices:
+                    check_on_device(request, outcome)
                 if outcome.plan.in_regions:
                     check_in_regions(request, outcome)
                 if turn is not None:
@@ -296,7 +325,7 @@ class Channel:
                 outcome.release()
         elif self._model.decoupled:
             if final or outcome is not None:
-                request.answered = final
+                request.answered, request.streamed = final, True
                 news.settled.append((request, outcome, final))
         elif outcome is not None:
             request.answered = True
@@ -354,17 +383,27 @@ class Channel:
 
     # The end
 
-    def abandon(self, error: errors.ServerError) -> Tuple[List[Tuple[Request, Optional[Outcome], bool]], List[Request]]:
-        """After the stub's end: the requests that it was executing, which fail with ``error``, and those that it had not started, whose
-        blocks they keep. Everything else that it was lent goes back."""
+    def abandon(
+        self, error: errors.ServerError, again: bool = False, trusted: bool = True
+    ) -> Tuple[List[Tuple[Request, Optional[Outcome], bool]], List[Request]]:
+        """After the stub's end: the requests that it was executing, which fail with ``error``, and those that are to be executed by another,
+        whose blocks they keep. Everything else that it was lent goes back.
+
+        Args:
+            again: those that it was executing are executed once more, if that has not happened before and nothing of an answer is known.
+            trusted: what the stub's counter says of those that have begun is believed; otherwise all have.
+        """
         settled: List[Tuple[Request, Optional[Outcome], bool]] = []
         unstarted: List[Request] = []
         for request in self.in_flight.values():
             # One that is over has begun, whatever the stub's counter says: its blocks are no longer its own.
-            over = request.answered or request.returned or self.has_started(request)
-            if over and request.regions is not None:
+            begun = not trusted or request.returned or self.has_started(request)
+            if begun and again and not self._words.cancelled[request.key & _SLOT] and request.can_be_retried:
+                request.retry()
+                begun = False
+            if (request.answered or begun) and request.regions is not None:
                 request.regions.release()
-            if request.returned or self.has_started(request) or request.warmup:
+            if begun or request.warmup:
                 if not request.answered:
                     request.answered = True
                     request.failure = Failure.BACKEND

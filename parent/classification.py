@@ -17,6 +17,18 @@ _WITHOUT_ORDER = (FP16, BF16, BOOL, BYTES)
 Labels = Sequence[bytes]
 
 
+def check_labels(config: Any, name: str) -> None:
+    """Checks where the files of labels are: a configuration may come from a client.
+
+    Raises:
+        ValueError: outside of the model's directory.
+    """
+    for output in config.output:
+        file = os.path.normpath(output.label_filename)
+        if os.path.isabs(file) or file.split(os.sep)[0] == os.pardir or "\0" in file:
+            raise ValueError(f"'label_filename' of output '{output.name}' of model '{name}' must be below its directory, not '{file}'")
+
+
 def read_labels(directory: str, config: Any) -> Dict[str, Labels]:
     """The labels of each output that has a ``label_filename``, by its name: lines of that file in the model's directory.
 

@@ -1,23 +1,18 @@
 """Shared memory of clients: regions that a client registers, and that its requests then name instead of carrying tensors (spec 6.11).
 
-The server holds a descriptor of the client's file and never touches a page of it. The stubs that execute requests with tensors in a
-region are told of the descriptor and copy from and to it (``stublet.stub.guarded_copy``).
+The server holds a descriptor of the client's file, or a handle of its memory on a GPU, and never touches a page of it. The stubs that execute
+requests with tensors in a region are told of it and copy from and to it (``stublet.stub.client_regions``).
 """
 
 from __future__ import annotations
 
 import os
-import stat
 import threading
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple, Type
 
-from .errors import AlreadyExists, InternalError, InvalidArgument, NotFound, Unsupported
+from .client_regions import ClientRegion, CudaRegion, SystemRegion, file_name, find_gpu, open_file
+from .errors import AlreadyExists, InvalidArgument, NotFound, Unsupported
 
-DIRECTORY = "/dev/shm"
-RESERVED_PREFIX = "triton_python_backend_shm_region_"
-CUDA_HANDLE_BYTES = 64
-
-_MOST = 2**64 - 1
 _DISABLED = "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
 
 
@@ -27,39 +22,6 @@ class RegionSlice(NamedTuple):
     region: str
     offset: int
     nbytes: int
-
-
-class ClientRegion:
-    """A registered region: ``size`` bytes at ``offset`` of the file ``key`` of /dev/shm, whose descriptor is ``fd``; ``id`` names it to
-    stubs. ``users`` counts the requests that use it; once ``unwanted``, it goes with the last of them."""
-
-    __slots__ = ("fd", "id", "key", "name", "offset", "size", "unwanted", "users")
-
-    def __init__(self, region_id: int, name: str, key: str, fd: int, offset: int, size: int) -> None:
-        self.id = region_id
-        self.name = name
-        self.key = key
-        self.fd = fd
-        self.offset = offset
-        self.size = size
-        self.users = 0
-        self.unwanted = False
-
-    def check(self, offset: int, nbytes: int) -> None:
-        """Checks that a tensor lies in the region.
-
-        Raises:
-            InvalidArgument: it does not, in Triton's words.
-        """
-        if not 0 <= offset < self.size:
-            raise InvalidArgument(f"Invalid offset for shared memory region: '{self.name}'")
-        if nbytes + offset > _MOST:
-            raise InvalidArgument(
-                f"Integer overflow detected: byte_size ({nbytes}) + offset ({offset}) exceeds maximum value ({_MOST}) for region "
-                f"'{self.name}'"
-            )
-        if nbytes < 0 or offset + nbytes > self.size:
-            raise InvalidArgument(f"Invalid offset + byte size for shared memory region: '{self.name}'")
 
 
 Read = Tuple[ClientRegion, int, int]
@@ -140,71 +102,60 @@ class ClientMemory:
             InternalError: there is no such object, or it cannot be read and written.
         """
         self._check_allowed()
-        bare = key.lstrip("/")
-        if not bare:
-            raise InvalidArgument(f"cannot register shared memory region '{name}' - invalid shm key '{key}'")
-        if bare.startswith(RESERVED_PREFIX):
-            raise InvalidArgument(
-                f"cannot register shared memory region '{name}' with key '{key}' as the key contains the reserved prefix "
-                f"'{RESERVED_PREFIX}'"
-            )
+        bare = file_name(name, key)
         with self._lock:
             self._check_new(name)
-            fd = _open(key, bare)
+            fd = open_file(key, bare)
             held = os.fstat(fd).st_size
             if offset < 0 or byte_size <= 0 or offset + byte_size > held:
                 os.close(fd)
                 raise InvalidArgument(f"failed to register shared memory region '{name}': invalid args")
-            self._regions[name] = ClientRegion(self._next_id(), name, key, fd, offset, byte_size)
+            self._regions[name] = SystemRegion(self._next_id(), name, key, fd, offset, byte_size)
 
     def unregister_system(self, name: str = "") -> None:
-        """Ends the registration of a region, or of all; one that requests use goes, and is listed, until they are over. A name that is not
-        registered is no error.
+        """Ends the registration of a region of system memory, or of all; one that requests use goes, and is listed, until they are over. A
+        name that is not registered is no error.
 
         Raises:
             Unsupported: nothing can be registered.
         """
-        self._check_allowed()
-        with self._lock:
-            wanted = [name] if name else list(self._regions)
-            for region in [self._regions[each] for each in wanted if each in self._regions]:
-                region.unwanted = True
-                self._drop_unused(region)
+        self._unregister(SystemRegion, name)
 
     def system_status(self, name: str = "") -> List[Dict[str, Any]]:
         """What is registered under the name, or in all.
 
         Raises:
-            NotFound: nothing of that name.
+            NotFound: nothing of that name, or it is memory of a GPU.
         """
-        with self._lock:
-            if name and name not in self._regions:
-                raise NotFound(f"Unable to find system shared memory region: '{name}'")
-            regions = [self._regions[name]] if name else list(self._regions.values())
-        return [{"name": r.name, "key": r.key, "offset": r.offset, "byte_size": r.size} for r in regions]
+        return self._status(SystemRegion, name)
 
     def register_cuda(self, name: str, raw_handle: bytes, device_id: int, byte_size: int) -> None:
-        """Registers memory of a GPU, which this server does not have.
+        """Registers ``byte_size`` bytes of a GPU's memory, from the beginning of what the handle is of. Takes about a second.
+
+        Args:
+            raw_handle: a cudaIpcMemHandle_t.
+            device_id: number of the GPU, as the server sees them.
 
         Raises:
             Unsupported: it is not allowed.
             AlreadyExists: the name is taken.
-            InvalidArgument: the handle is none, or no GPU has such memory.
+            InvalidArgument: the handle is none, or that GPU has no such memory.
         """
         self._check_allowed()
         with self._lock:
             self._check_new(name)
-        if len(raw_handle) != CUDA_HANDLE_BYTES:
-            raise InvalidArgument("'raw_handle' must be a valid base64 encoded cudaIpcMemHandle_t")
-        raise InvalidArgument("failed to register shared memory region: invalid args")
+        uuid = find_gpu(name, raw_handle, device_id, byte_size)
+        with self._lock:
+            self._check_new(name)
+            self._regions[name] = CudaRegion(self._next_id(), name, raw_handle, device_id, uuid, byte_size)
 
     def unregister_cuda(self, name: str = "") -> None:
-        """Ends a registration, or all; a name that is not registered is no error.
+        """Ends the registration of a region of a GPU's memory, or of all, as ``unregister_system`` does.
 
         Raises:
             Unsupported: nothing can be registered.
         """
-        self._check_allowed()
+        self._unregister(CudaRegion, name)
 
     def cuda_status(self, name: str = "") -> List[Dict[str, Any]]:
         """What is registered under the name, or in all.
@@ -212,12 +163,29 @@ class ClientMemory:
         Raises:
             NotFound: nothing of that name, or it is memory of the system.
         """
+        return self._status(CudaRegion, name)
+
+    def _unregister(self, kind: Type[ClientRegion], name: str) -> None:
+        self._check_allowed()
         with self._lock:
-            if name in self._regions:
-                raise NotFound(f"The region named '{name}' is registered as system shared memory, not CUDA shared memory")
-        if name:
-            raise NotFound(f"Unable to find cuda shared memory region: '{name}'")
-        return []
+            for region in [region for region in self._regions.values() if isinstance(region, kind) and name in ("", region.name)]:
+                region.unwanted = True
+                self._drop_unused(region)
+
+    def _status(self, kind: Type[ClientRegion], name: str) -> List[Dict[str, Any]]:
+        with self._lock:
+            found = self._regions.get(name)
+            if name and found is None:
+                raise NotFound(f"Unable to find {kind.kind.lower()} shared memory region: '{name}'")
+            if found is not None and not isinstance(found, kind):
+                raise NotFound(f"The region named '{name}' is registered as {found.kind} shared memory, not {kind.kind} shared memory")
+            regions = [found] if found is not None else [region for region in self._regions.values() if isinstance(region, kind)]
+            return [region.status() for region in regions]
+
+    def cuda_sizes(self) -> Dict[int, int]:
+        """How many bytes each region of a GPU's memory has, by id."""
+        with self._lock:
+            return {region.id: region.size for region in self._regions.values() if isinstance(region, CudaRegion)}
 
     # Used by requests
 
@@ -268,7 +236,7 @@ class ClientMemory:
         """Gives every descriptor back: the server has ended."""
         with self._lock:
             for region in self._regions.values():
-                os.close(region.fd)
+                region.close()
             self._regions.clear()
 
     def _find(self, place: RegionSlice) -> ClientRegion:
@@ -281,7 +249,7 @@ class ClientMemory:
     def _drop_unused(self, region: ClientRegion) -> None:
         if region.users == 0 and self._regions.get(region.name) is region:
             del self._regions[region.name]
-            os.close(region.fd)
+            region.close()
             self._forget([region.id])
 
     def _check_allowed(self) -> None:
@@ -291,22 +259,3 @@ class ClientMemory:
     def _check_new(self, name: str) -> None:
         if name in self._regions:
             raise AlreadyExists(f"shared memory region '{name}' already in manager")
-
-
-def _open(key: str, bare: str) -> int:
-    """A descriptor of a shared memory object: a plain file in /dev/shm itself, and nothing that a link in there leads to.
-
-    Raises:
-        InternalError: there is none, in Triton's words.
-    """
-    try:
-        if "/" in bare:
-            raise OSError(f"{bare} is not in {DIRECTORY} itself")
-        # Not to wait for the other end of what could be a named pipe.
-        fd = os.open(os.path.join(DIRECTORY, bare), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:  # a ValueError if the key has a NUL, or cannot be a file's name
-        raise InternalError(f"Unable to open shared memory region: '{key}'") from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise InternalError(f"Unable to open shared memory region: '{key}'")
-    return fd

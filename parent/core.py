@@ -13,10 +13,13 @@ from . import version
 from .bls import Router
 from .cache.response_cache import ResponseCache
 from .client_memory import ClientMemory
+from .devices import EXPORT, REFUSED, DeviceMemory
 from .ensemble.servable import Ensemble
 from .errors import InvalidArgument, NotFound, ServerError
+from .idle_memory import give_back_idle
 from .lifecycle import State
 from .log_settings import LogSettings
+from .memory_limits import request_memory
 from .metrics import exposition
 from .metrics.custom import CustomMetrics
 from .metrics.inference import NAMES as INFERENCE_NAMES
@@ -32,8 +35,10 @@ from .placement.placement import Placement, place
 from .scheduling.rate_limits import RateLimits, ResourceLimit
 from .servable import Servable
 from .spawner import Spawner
+from .supervision.watcher import Watcher
 from .tracing.settings import TraceSettings
 from .tracing.tracer import Tracer
+from .workspace import Workspace
 
 if TYPE_CHECKING:
     from .instance import Instance
@@ -61,6 +66,7 @@ class Core:
     def __init__(self, options: ServerOptions, spawner: Spawner) -> None:
         self.options = options
         self.spawner = spawner
+        self.workspace = Workspace(spawner.remove_at_end)
         self.models: Dict[str, Dict[int, Servable]] = {}
         self.failures: Dict[str, str] = {}
         self.began = time.monotonic()
@@ -74,10 +80,14 @@ class Core:
         self.tracer = Tracer(options.trace)
         self.response_cache = ResponseCache(options.response_cache_byte_size) if options.response_cache_byte_size else None
         self.metrics = CustomMetrics(INFERENCE_NAMES | MACHINE_NAMES)
+        self.device_memory = DeviceMemory(self)
         self.bls: Router
+        self.watcher = Watcher(self)
         self._control = ModelControl(self)
         self._kept: Set[asyncio.Task[Any]] = set()
         self._segment_ids = itertools.count(1)
+        self.request_memory = request_memory(options.shared_memory)
+        self._may_shed_at = 0.0
         self.limits: Optional[RateLimits] = None
         self._host_policies = HostPolicies()
         self.client_memory = ClientMemory(options.allow_client_shm, self.next_segment_id, self._forget_soon)
@@ -101,13 +111,18 @@ class Core:
         self._loop = asyncio.get_running_loop()
         if self.options.allow_metrics:
             self.keep(self._loop.create_task(self._machine_metrics.run()))
+        self.keep(self._loop.create_task(give_back_idle(self, self.options.shared_memory.idle_secs)))
         await asyncio.gather(self._control.start(), *([meanwhile] if meanwhile else []))
         self.started = True
 
-    async def stop(self, seconds: float) -> None:
-        """Ends every model, all at once, within ``seconds``."""
+    def begin_end(self) -> None:
+        """Is not ready any more, and loads nothing; what serves goes on to until ``stop``."""
         self.stopping = True
         self.ending.set()
+
+    async def stop(self, seconds: float) -> None:
+        """Ends every model, all at once, within ``seconds``."""
+        self.begin_end()
         await self._control.stop(seconds)
         for task in self._kept:
             task.cancel()
@@ -115,6 +130,7 @@ class Core:
             await asyncio.wait(self._kept)
         self.client_memory.close()
         self.spawner.close()
+        self.workspace.close()
         await asyncio.get_running_loop().run_in_executor(None, self.tracer.close)
 
     async def load_model(self, name: str, config: str = "", files: Optional[Mapping[str, bytes]] = None) -> None:
@@ -221,15 +237,21 @@ class Core:
         """
         if isinstance(what, str) and what.startswith(_METRIC):
             return self.metrics.perform(instance, what, arguments)
+        if what == EXPORT:
+            return await self.device_memory.export(instance, arguments)
         return await self.ask(what, arguments, instance.model.name)
 
     def told(self, instance: Instance, what: str, arguments: Sequence[Any]) -> None:
-        """Does what an instance tells: an operation on a metric.
+        """Does what an instance tells: an operation on a metric, or that it cannot open device memory.
 
         Raises:
             CustomMetricError: it cannot be done.
+            TypeError, ValueError: it told that wrongly.
         """
-        self.metrics.perform(instance, what, arguments)
+        if what == REFUSED:
+            self.device_memory.refused(instance, arguments)
+        else:
+            self.metrics.perform(instance, what, arguments)
 
     def instance_gone(self, instance: Instance, segments: Sequence[int]) -> None:
         """Its process has ended, and with it what it held here, and the segments of its arena."""
@@ -248,6 +270,21 @@ class Core:
         for model in self._control.alive:
             for instance in model.instances:
                 instance.set_verbose(wanted)
+
+    def shed_requests(self) -> None:
+        """Has every model drop the segments of its request arena in which nothing lies; but spends no more than a tenth of the time on it,
+        since of many requests for which there is no room most should be refused fast. In any thread, under the lock of no model."""
+        began = time.monotonic()
+        if began < self._may_shed_at:
+            return
+        self._may_shed_at = began + 1
+        for versions in list(self.models.values()):
+            for model in list(versions.values()):
+                shed = model.shed(at_once=True)
+                if shed:
+                    self._forget_soon(shed)
+        ended = time.monotonic()
+        self._may_shed_at = ended + 9 * (ended - began)
 
     def _forget_soon(self, segments: Sequence[int]) -> None:
         self._loop.call_soon_threadsafe(self.forget, segments)
@@ -280,7 +317,7 @@ class Core:
             raise NotFound(f"Request for unknown model: '{name}' is not found")
         if version is None:
             for number in sorted(versions, reverse=True):
-                if versions[number].ready:
+                if versions[number].takes_requests:
                     return versions[number]
             loaded = [number for number in versions if not versions[number].reason]
             if not loaded:
@@ -353,8 +390,8 @@ class Core:
             for ensemble in ensembles:
                 state, reason = ("READY", "") if ensemble.ready else ("UNAVAILABLE", ensemble.unavailable_text())
                 rows.append(ModelStatus(name, str(ensemble.version), "", "", "", state, reason))
-            instances = [(m, i) for _, m in versions for i in m.instances]
-            if all(instance.state is State.READY for _, instance in instances) and (name in self.failures or not (instances or ensembles)):
+            instances = [(m, i) for _, m in versions for i in m.instances if not i.in_reserve]
+            if all(i.state is State.READY for _, i in instances) and (name in self.failures or not (instances or ensembles)):
                 rows.append(ModelStatus(name, "", "", "", "", "UNAVAILABLE", self.failures.get(name, "")))
             for model, instance in instances:
                 state = instance.state.value if instance.state is State.READY else "UNAVAILABLE"

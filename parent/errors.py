@@ -49,6 +49,12 @@ class Unavailable(ServerError):
     http_status = 503
 
 
+class DeadlineExceeded(Unavailable):
+    """The model took longer than its ``execute_timeout``. Triton's codes have none for that: a model that called it sees UNAVAILABLE."""
+
+    http_status = 504
+
+
 class Unsupported(ServerError):
     """This server, or this model, does not do that."""
 

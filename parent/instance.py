@@ -13,6 +13,7 @@ from ..shm.control import (
     CANCEL,
     CHECK,
     CHECKED,
+    DEVICE_SEGMENT,
     FAILED,
     FORGET,
     FORKED,
@@ -20,12 +21,13 @@ from ..shm.control import (
     HELLO,
     LOAD,
     LOG,
-    NO_SEGMENT,
+    PONG,
     READY,
-    REGION,
     SEGMENT,
+    SHED,
     TELL,
 )
+from ..shm.cuda.segment import DeviceSegment
 from ..shm.errors import OutOfSharedMemory, ProtocolError
 from ..shm.message import PROTOCOL_VERSION
 from ..shm.polling import poll_limit
@@ -34,22 +36,28 @@ from .channel import Channel
 from .errors import ServerError, Unavailable
 from .forked_caller import ForkedCaller
 from .lifecycle import Event, State, advance
-from .log import LEVELS, about, facts, stub_logger
+from .log import about, facts, stub_logger
 from .metrics.custom import CustomMetricError
+from .output_memory import OutputMemory
 from .placement.instance_groups import InstanceSpec
 from .placement.placement import Placement
 from .request import Outcome
 from .stub_process import StubProcess
+from .supervision.cause import Cause, Death, Kind
+from .supervision.deadlines import Limits
 
 if TYPE_CHECKING:
     from .bls import OpenCall
-    from .client_memory import ClientRegion
+    from .client_regions import ClientRegion
     from .model import Model
 
 STUB_POLL_US = 500
 
 READY_SECONDS = 5.0
 """How long a model's is_ready may take before a check counts as failed (spec 2.9)."""
+
+_MOST_FORKED = 512
+"""Calls that processes which the model forked may have open; each takes a descriptor here. The socket of one more is closed."""
 
 logger = logging.getLogger(__name__)
 
@@ -71,17 +79,24 @@ class Instance:
         self.pollers = 0
         self.broken = False
         """The stub broke the protocol of the rings: nothing in them is believed any more."""
+        self.violated = False
+        """It was ended for breaking the protocol, of its rings or of its control socket."""
         self.open_calls: Dict[int, OpenCall] = {}
         """What the model has asked of other models and was not fully answered yet, by the number of the call."""
         self.has_is_ready = False
+        self.in_reserve = False
+        """It does not serve when it has loaded, but waits until it is needed."""
+        self.restarts = 0
+        """How many others were at its place before, and died."""
+        self._listening = False
         self.started_at = 0.0
         """When its process was started, in seconds since 1970."""
         self._loop = asyncio.get_running_loop()
         self.loaded: asyncio.Future[None] = self._loop.create_future()
         self.loaded.add_done_callback(_retrieve)
         self.facts = facts(model.name, model.version, spec.name)
-        self._log = stub_logger(self)
-        self.process = StubProcess(self, self._log)
+        self.process = StubProcess(self, stub_logger(self))
+        self.memory = OutputMemory(self, model.instance_limit)
         self._check: Optional[asyncio.Future[Optional[bool]]] = None
         self._checks = 0
         self._forked: List[ForkedCaller] = []
@@ -97,9 +112,14 @@ class Instance:
         return len(self.channel.in_flight)
 
     @property
+    def limits(self) -> Limits:
+        """How long it may take, and hang."""
+        return self.model.supervisor.supervision.limits
+
+    @property
     def segments(self) -> List[Segment]:
-        """Those of its arena."""
-        return list(self.channel.loans.outputs.values())
+        """Those of its arena, in host memory."""
+        return [segment for segment in self.channel.loans.outputs.values() if not isinstance(segment, DeviceSegment)]
 
     @property
     def ended(self) -> asyncio.Future[None]:
@@ -116,7 +136,7 @@ class Instance:
         self.channel = Channel(self.model, self.announce, self._announce_region)
         self.channel.set_verbose(logger.isEnabledFor(logging.DEBUG))
         environment, server = self.model.environment, self.model.server
-        self.process.start(server.spawner, environment.interpreter, environment.variables, self.placement)
+        self.process.start(server.spawner, environment.interpreter, environment.variables, self.placement, self.model.sandbox)
         if server.limits is not None:
             server.limits.admit(self)
 
@@ -124,27 +144,25 @@ class Instance:
 
     def on_spawned(self) -> None:
         self.started_at = time.time()
+        self.model.server.watcher.watch(self)
         if self.state is State.STOPPING:
             self.kill()
 
-    def on_end(self, how: str) -> None:
-        was = self.state
+    def on_end(self, death: Death) -> None:
         self.state = advance(self.state, Event.EXITED)
         if self.state is State.FAILED and not self.reason:
-            serving = self.loaded.done()
-            doing = "serving" if serving else "loading the model"
-            self.reason = f"Stub process '{self.name}' is not healthy: it ended with {how} while {doing} (pid {self.pid})"
-            last = self.process.last_lines()
-            if last and not serving:
-                self.reason += f"; its last words were:\n{last}"
-            logger.error("%s", self.reason, extra=about(self.facts))
+            summary = death.summary(self.name, "serving" if self.loaded.done() else "loading the model", self.model.name)
+            self.reason = death.for_client(summary, self.model.server.options.expose_tracebacks)
+            logger.error("%s", death.for_log(summary), extra=about(self.facts, death.stack))
         if not self.loaded.done():
-            self.loaded.set_exception(LoadFailed(self.reason or f"the stub was stopped ({how})"))
+            self.loaded.set_exception(LoadFailed(self.reason or f"the stub was stopped ({death.cause.text})"))
         if self._check is not None and not self._check.done():
             self._check.set_result(None)
         for caller in self._forked:
             caller.close()
-        if was is State.READY or was is State.STOPPING:
+        self.model.server.watcher.ended(self)
+        self.model.supervisor.ended(self)
+        if self._listening:
             self._loop.remove_reader(self.channel.up_bell)
             self.model.instance_gone(self)
         # Only now: the last calls that it made may have been found just now.
@@ -159,7 +177,7 @@ class Instance:
         that was told is at it."""
         was = self.state
         self._advance(Event.STOP)
-        if was is State.READY:
+        if was.talks and was is not State.STOPPING:
             self.model.finalize(self)
         elif was is not State.STOPPING:
             self.kill()
@@ -170,10 +188,52 @@ class Instance:
 
     def on_violation(self, why: str) -> None:
         """The stub broke the protocol: it is ended, and fails what it holds."""
-        if self.state not in (State.FAILED, State.STOPPED):
-            self.reason = self.reason or f"Stub process '{self.name}' is not healthy: it was ended for a protocol error: {why}"
-            logger.error("%s", self.reason, extra=about(self.facts))
+        if self.state.alive:
+            self.violated = True
+            self.process.condemn(Cause(Kind.PROTOCOL_ERROR, f"it was ended for a protocol error: {why}"))
             self.kill()
+
+    def warmed_up(self, failure: str = "") -> None:
+        """It has executed the samples for its warm-up, or there were none: it serves, or is kept in reserve.
+
+        Args:
+            failure: why it has not loaded after all.
+        """
+        if self.state is State.WARMING and failure:
+            self.reason = failure
+            self._advance(Event.LOAD_FAILED)
+            self.loaded.set_exception(LoadFailed(failure))
+            self.kill()
+        elif not self.loaded.done():
+            if self.state is State.WARMING and self.in_reserve:
+                self._advance(Event.RESERVE)
+            elif self.state is State.WARMING:
+                self.serve()
+            self.loaded.set_result(None)
+
+    def become(self, spec: InstanceSpec) -> None:
+        """Takes the name of another of its kind, whose place it takes."""
+        self.spec, self.name = spec, spec.name
+        self.facts = facts(self.model.name, self.model.version, spec.name)
+
+    def serve(self) -> None:
+        """From now on it gets requests."""
+        self.in_reserve = False
+        self._advance(Event.SERVE)
+        self.model.instance_ready(self)
+
+    def retire(self) -> None:
+        """From now on it gets no new requests; what it has it finishes."""
+        if self.state is State.READY:
+            self._advance(Event.RETIRE)
+
+    def await_successor(self) -> None:
+        """It has ended when it should not, and another will take its place."""
+        self._advance(Event.RESTART)
+
+    def give_up(self) -> None:
+        """No other will."""
+        self._advance(Event.GIVE_UP)
 
     def _advance(self, event: Event) -> None:
         self.state = advance(self.state, event)
@@ -187,12 +247,12 @@ class Instance:
 
     def _announce_region(self, region: ClientRegion) -> None:
         """Tells the stub of shared memory of a client's. In any thread."""
-        self.process.tell((REGION, region.id, region.name, region.offset, region.size), [region.fd])
+        self.process.tell(*region.announcement())
 
     def forget(self, segments: Iterable[int]) -> None:
         """Tells the stub of segments and regions that are no more, if it knows them. Those of which something is lent to it are told next
         time."""
-        if self.state in (State.LOADING, State.READY):
+        if self.state.learns:
             self._to_forget.update(segments)
             with self.model.lock:
                 forgotten = self.channel.loans.forgettable(self._to_forget)
@@ -202,7 +262,7 @@ class Instance:
 
     def set_verbose(self, wanted: bool) -> None:
         """Tells the stub whether lines of level VERBOSE are wanted."""
-        if self.state in (State.STARTING, State.LOADING, State.READY, State.STOPPING):
+        if self.state.alive:
             self.channel.set_verbose(wanted)
 
     def cancel_coroutine(self, key: int) -> None:
@@ -213,8 +273,7 @@ class Instance:
         kind, *parts = message
         if kind == LOG:
             (lines,) = parts
-            for level, *line in lines:
-                self._log(LEVELS[level], *line)
+            self.process.log(lines)
         elif kind == TELL:
             what, arguments = parts
             self._serve_told(what, arguments)
@@ -223,7 +282,12 @@ class Instance:
             self._serve_asked(number, what, arguments)
         elif kind == GROW:
             (nbytes,) = parts
-            self._grow(nbytes)
+            self.memory.on_grow(nbytes)
+        elif kind == SHED:
+            (segments,) = parts
+            self.memory.on_shed(segments)
+        elif kind == PONG:
+            self.model.server.watcher.answered(self)
         elif kind == CHECKED:
             number, answer = parts
             if self._check is not None and number == self._checks and not self._check.done():
@@ -231,25 +295,30 @@ class Instance:
         elif kind == FORKED:
             (fd,) = fds
             self._forked = [caller for caller in self._forked if not caller.closed]
-            self._forked.append(ForkedCaller(self, fd))
+            if len(self._forked) < _MOST_FORKED:
+                self._forked.append(ForkedCaller(self, fd))
         elif kind == HELLO:
             protocol, python, numpy, executable = parts
             self._advance(Event.HELLO)
+            self.process.find_cgroup()
             if protocol != PROTOCOL_VERSION:
                 raise ProtocolError(f"the stub speaks protocol {protocol}, this server {PROTOCOL_VERSION}; install one version of stublet")
             started = (self.name, self.pid, python, numpy, executable)
             logger.debug("stub '%s' (pid %s): Python %s, numpy %s, %s", *started, extra=about(self.facts))
             self._load()
+        elif kind in (READY, FAILED) and self.loaded.done():
+            raise ProtocolError("the stub says twice how its model has loaded")
         elif kind == READY:
             (self.has_is_ready,) = parts
             self._advance(Event.LOADED)
-            if self.state is State.READY:
-                self.channel.asleep()
-                self._loop.add_reader(self.channel.up_bell, self.model.pump.on_bell, self)
-                if self.model.begin_warmup(self):
-                    return
-                self.model.instance_ready(self)
-            self.loaded.set_result(None)
+            if self.state is not State.WARMING:
+                self.loaded.set_result(None)  # it is being stopped
+                return
+            self.channel.asleep()
+            self._loop.add_reader(self.channel.up_bell, self.model.pump.on_bell, self)
+            self._listening = True
+            if not self.model.begin_warmup(self):
+                self.warmed_up()
         elif kind == FAILED:
             text, trace = parts
             self._advance(Event.LOAD_FAILED)
@@ -266,6 +335,7 @@ class Instance:
             outputs = Segment.create(model.server.next_segment_id(), backend.shm_default_byte_size)
         except OutOfSharedMemory as error:
             self.reason = f"Unable to initialize shared memory: {error}"
+            self.process.condemn(Cause(Kind.NO_MEMORY, f"it was ended because there is no shared memory for it: {error}"))
             self.kill()
             return
         settings = {
@@ -274,7 +344,7 @@ class Instance:
                 "model_config": model.config_json,
                 "model_instance_kind": self.spec.kind,
                 "model_instance_name": self.name,
-                "model_instance_device_id": str(self.spec.device),
+                "model_instance_device_id": str(self.placement.device),
                 "model_repository": model.directory,
                 "model_version": str(model.version),
                 "model_name": model.name,
@@ -286,35 +356,36 @@ class Instance:
             "cancel_coroutines": model.cancel_coroutines,
             "poll_us": STUB_POLL_US if poll_limit(STUB_POLL_US) and self.placement.has_cores else 0,
             "quantum": backend.shm_growth_byte_size,
+            "device_inputs": model.takes_device_inputs,
+            "device_segment_bytes": backend.gpu_ipc_segment_byte_size,
+            "device_limit_bytes": backend.gpu_ipc_limit_byte_size,
+            "expose_tracebacks": model.server.options.expose_tracebacks,
         }
         channel = self.channel
         assert channel.segment.fd is not None
         self.process.tell((LOAD, settings), [channel.segment.fd, channel.down_bell, channel.up_bell])
         channel.segment.close()
         # At once: a model that loads fast would not find them and ask for more.
-        self._give(outputs)
+        self.give(outputs)
         for segment in model.segments:
             self.announce(segment)
 
-    def _grow(self, nbytes: int) -> None:
-        """Gives the stub's arena another segment."""
-        if type(nbytes) is not int or nbytes <= 0:
-            raise ProtocolError(f"the stub asks for {nbytes!r} bytes of shared memory")
-        try:
-            segment = Segment.create(self.model.server.next_segment_id(), nbytes)
-        except OutOfSharedMemory as error:
-            logger.error("model '%s', instance '%s': %s", self.model.name, self.name, error, extra=about(self.facts))
-            self.process.tell((SEGMENT, NO_SEGMENT, nbytes, True))
-            return
-        self._give(segment)
-
-    def _give(self, segment: Segment) -> None:
+    def give(self, segment: Segment) -> None:
+        """Gives the stub's arena a segment."""
         # Its descriptor stays open: the stub's tensors may be handed on to other stubs.
         self.channel.loans.outputs[segment.id] = segment
         self.channel.loans.known.add(segment.id)
         self._tell_segment(segment, for_outputs=True)
 
+    def shed(self) -> None:
+        """Has the stub give back what it does not use of its arena."""
+        if self.state.learns:
+            self.memory.shed()
+
     def _tell_segment(self, segment: Segment, for_outputs: bool) -> None:
+        if isinstance(segment, DeviceSegment):
+            self.process.tell((DEVICE_SEGMENT, segment.id, segment.size, segment.uuid, segment.handle))
+            return
         assert segment.fd is not None
         self.process.tell((SEGMENT, segment.id, segment.size, for_outputs), [segment.fd])
 
@@ -361,7 +432,7 @@ class Instance:
         except asyncio.TimeoutError:
             waited_for = "in-flight is_ready()" if joined else "user-defined is_ready()"
             raise Unavailable(f"Timed out waiting for {waited_for} response") from None
-        if self.state is not State.READY:
+        if self.state not in (State.READY, State.DRAINING):
             raise Unavailable(self.reason)
         if not answer:
             raise Unavailable(f"Model '{self.name}' is not ready (user-defined check failed).")

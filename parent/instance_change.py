@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DRAIN_SECONDS = 60.0
+DRAIN_SECONDS = 60.0
 _KILL_SECONDS = 5.0
 _LOOK_SECONDS = 0.02
 
@@ -42,10 +42,11 @@ async def add_to_all(models: Sequence[Model], config: Any) -> None:
             added.append(await _add_instances(model, changed))
     except (ConfigError, LoadFailed):
         for model, instances in zip(models, added):
-            await remove_instances(model, instances, _DRAIN_SECONDS)
+            await remove_instances(model, instances, DRAIN_SECONDS)
         raise
-    for model, changed in zip(models, configs):
+    for model, changed, instances in zip(models, configs, added):
         model.regroup(changed)
+        model.supervisor.tend(instances)
 
 
 async def _add_instances(model: Model, config: Any) -> List[Instance]:
@@ -55,11 +56,10 @@ async def _add_instances(model: Model, config: Any) -> List[Instance]:
         ConfigError: the rate limiter could never let one of them execute.
         LoadFailed: one of them did not load. All that were started have ended.
     """
-    present = {instance.spec for instance in _serving(model)}
+    present = {instance.spec for instance in _staying(model)}
     placed = [(spec, placement) for spec, placement in model.server.place(config) if spec not in present]
     added: List[Instance] = []
     try:
-        await model.prepare_warmup()
         for spec, placement in placed:
             instance = Instance(model, spec, placement)
             instance.start()
@@ -68,19 +68,17 @@ async def _add_instances(model: Model, config: Any) -> List[Instance]:
         for instance in added:
             await asyncio.shield(instance.loaded)
     except (LoadFailed, OutOfSharedMemory, OSError) as error:
-        await remove_instances(model, added, _DRAIN_SECONDS)
+        await remove_instances(model, added, DRAIN_SECONDS)
         if isinstance(error, LoadFailed):
             raise
         raise LoadFailed(f"Unable to initialize shared memory: {error}") from error
-    finally:
-        model.warmup = ()
     return added
 
 
 def surplus(model: Model) -> List[Instance]:
     """The instances that the model has and its configuration has not."""
     wanted = set(instance_specs(model.config))
-    return [instance for instance in _serving(model) if instance.spec not in wanted]
+    return [instance for instance in _staying(model) if instance.spec not in wanted]
 
 
 def _regrouped(model: Model, config: Any) -> Any:
@@ -100,17 +98,18 @@ def _regrouped(model: Model, config: Any) -> Any:
 async def remove_instances(model: Model, instances: List[Instance], seconds: float) -> None:
     """Ends instances: they get no more requests, but for those of the sequences that they have, finish them, and finalize, within
     ``seconds``."""
+    model.supervisor.release(instances)
     alive = [instance for instance in instances if not instance.ended.done()]
     for instance in alive:
         model.retire(instance)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
-    while any(model.is_bound(instance) and not instance.ended.done() for instance in alive) and loop.time() < deadline:
+    while any(map(model.has_work, alive)) and loop.time() < deadline:
         await asyncio.sleep(_LOOK_SECONDS)
     for instance in alive:
         instance.finalize()
     if alive:
-        await asyncio.wait([instance.ended for instance in alive], timeout=seconds)
+        await asyncio.wait([instance.ended for instance in alive], timeout=max(deadline - loop.time(), _KILL_SECONDS))
     late = [instance for instance in instances if not instance.ended.done()]
     for instance in late:
         text = "instance '%s' (pid %s) did not end in time and is killed"
@@ -121,6 +120,9 @@ async def remove_instances(model: Model, instances: List[Instance], seconds: flo
     model.instances = [instance for instance in model.instances if instance not in instances]
 
 
-def _serving(model: Model) -> List[Instance]:
-    """Without those that are on their way out."""
-    return [instance for instance in model.instances if instance.state is State.READY]
+def _staying(model: Model) -> List[Instance]:
+    """Without those that are on their way out, and those that are kept in reserve."""
+    return [instance for instance in model.instances if instance.state not in _LEAVING and not instance.in_reserve]
+
+
+_LEAVING = (State.DRAINING, State.STOPPING, State.STOPPED, State.FAILED)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Sequence
 
-from .lifecycle import State
+from . import gpu_memory
 from .placement.host_policy import spelled
 from .repository_index import LOADING, READY, UNAVAILABLE, UNLOADING
 
@@ -22,8 +22,11 @@ def collect(core: Core) -> Report:
     """``server`` (``pid``, ``seconds`` that it runs) and ``models``: each version that has, or may have, processes, and each model that
     did not load. Of those, ``pending`` is how many requests wait, ``shared_memory_bytes`` what is reserved for tensors; of an instance,
     ``executing`` is how many requests it has been handed and has not answered, ``cores`` those of its host policy, ``threads`` how many its
-    numerical libraries use, if the server says so, ``memory_bytes`` what ``weigh`` adds."""
-    models = [_model(core, model) for model in sorted(core.alive, key=lambda model: (model.name, model.version))]
+    numerical libraries use, if the server says so, ``restarts`` how often it was started again because it had died, ``restart_in_seconds``
+    when it will be, if that is waited for, ``gpu_exported_bytes`` and ``gpu_imported_bytes`` the memory of GPUs that it lets others read,
+    and that of others, or of clients, that it may have open, ``memory_bytes`` and ``gpu_memory_bytes`` what ``weigh`` adds."""
+    on_gpus = gpu_memory.shared(core)
+    models = [_model(core, model, on_gpus) for model in sorted(core.alive, key=lambda model: (model.name, model.version))]
     named = {row["name"] for row in models}
     for name, reason in core.failures.items():
         if name not in named:
@@ -35,11 +38,13 @@ def collect(core: Core) -> Report:
 
 def weigh(report: Report) -> Report:
     """Adds the memory of the processes, which takes the kernel a millisecond for each: the proportional share of what is resident, or
-    None of one that has ended. For another thread than the loop's."""
+    None of one that has ended; and of GPUs what NVML knows that they use, or None. For another thread than the loop's."""
+    on_gpus = gpu_memory.by_process()
     report["server"]["memory_bytes"] = memory_bytes(report["server"]["pid"])
     for model in report["models"]:
         for instance in model["instances"]:
             instance["memory_bytes"] = memory_bytes(instance["pid"])
+            instance["gpu_memory_bytes"] = on_gpus.get(instance["pid"])
     return report
 
 
@@ -59,7 +64,7 @@ def _nothing(name: str) -> Dict[str, Any]:
     return {"name": name, "version": "", "state": "", "reason": "", "pending": 0, "shared_memory_bytes": 0, "instances": []}
 
 
-def _model(core: Core, model: Servable) -> Dict[str, Any]:
+def _model(core: Core, model: Servable, on_gpus: Mapping[Instance, gpu_memory.Shared]) -> Dict[str, Any]:
     if core.models.get(model.name, {}).get(model.version) is model:
         state = READY if model.ready else UNAVAILABLE
     else:
@@ -73,7 +78,7 @@ def _model(core: Core, model: Servable) -> Dict[str, Any]:
         "reason": model.reason if state == UNAVAILABLE else "",
         "pending": model.pending(),
         "shared_memory_bytes": _reserved(reserved),
-        "instances": [_instance(instance) for instance in model.instances],
+        "instances": [_instance(instance, on_gpus.get(instance)) for instance in model.instances],
     }
 
 
@@ -81,9 +86,9 @@ def _reserved(segments: Sequence[Any]) -> int:
     return sum(segment.reserved for segment in segments)
 
 
-def _instance(instance: Instance) -> Dict[str, Any]:
+def _instance(instance: Instance, on_gpus: Optional[gpu_memory.Shared]) -> Dict[str, Any]:
     cores = instance.placement.cores
-    alive = instance.state in (State.STARTING, State.LOADING, State.READY, State.STOPPING)
+    alive = instance.state.alive
     return {
         "name": instance.name,
         "pid": instance.pid if alive else None,
@@ -94,4 +99,8 @@ def _instance(instance: Instance) -> Dict[str, Any]:
         "state": instance.state.value,
         "reason": instance.reason,
         "executing": instance.executing if alive else 0,
+        "restarts": instance.restarts,
+        "restart_in_seconds": instance.model.supervisor.restarts_in(instance),
+        "gpu_exported_bytes": on_gpus.exported if on_gpus is not None else 0,
+        "gpu_imported_bytes": on_gpus.imported if on_gpus is not None else 0,
     }

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Callable, Deque, Dict, Iterable, List, Sequence, Set, Tuple
 
+from ..shm.cuda.segment import DeviceSegment
 from ..shm.errors import ProtocolError
 from ..shm.segment import Segment, SegmentTable
 from .request import Lease, Lent, Loan
 
 if TYPE_CHECKING:
-    from .client_memory import ClientRegion, RegionUse
+    from .client_memory import RegionUse
+    from .client_regions import ClientRegion
 
 BlockKey = Tuple[int, int]
 """(segment id, offset)"""
@@ -32,6 +34,8 @@ class Loans:
         self._announce_region = announce_region
         self.outputs = SegmentTable()
         """Segments of the stub's arena."""
+        self.has_devices = False
+        """Whether the stub was told of device memory, or has exported some."""
         self.known: Set[int] = set()
         """Segments of others, and regions of clients, that the stub was told of."""
         self.releases: Deque[BlockKey] = deque()
@@ -55,6 +59,7 @@ class Loans:
         segment = block.segment
         if segment.id not in self.known and segment.id not in self.outputs:
             self.known.add(segment.id)
+            self.has_devices = self.has_devices or isinstance(segment, DeviceSegment)
             self._announce(segment)
 
     def lend_regions(self, use: RegionUse) -> None:

@@ -13,6 +13,8 @@ import sys
 import time
 from typing import Any, Callable, Dict, Mapping, Optional, Protocol, TextIO
 
+from .flood import LINE_BYTES, Allowance
+from .log_file import LogFile
 from .options import LogOptions
 
 VERBOSE = logging.DEBUG
@@ -20,6 +22,9 @@ _LETTERS = {logging.DEBUG: "I", logging.INFO: "I", logging.WARNING: "W", logging
 _NAMES = {logging.DEBUG: "VERBOSE", logging.INFO: "INFO", logging.WARNING: "WARNING", logging.ERROR: "ERROR", logging.CRITICAL: "ERROR"}
 LEVELS = {"INFO": logging.INFO, "WARNING": logging.WARNING, "ERROR": logging.ERROR, "VERBOSE": VERBOSE}
 """What stubs call them."""
+
+_LIBRARIES_BYTES = 4 << 20
+_TRACEBACK_BYTES = 2000
 
 _NEW_LINE = re.compile(r"\r\n|\n|\r")
 
@@ -90,6 +95,27 @@ class _LevelSwitch(logging.Filter):
         return {logging.INFO: options.info, logging.WARNING: options.warning, logging.ERROR: options.error}.get(record.levelno, True)
 
 
+class _Libraries(logging.Filter):
+    """What libraries say about each bad request must not fill the disk: of a flood, some is left out, and the next says how much."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._allowance = Allowance(_LIBRARIES_BYTES, time.monotonic())
+        self._left_out = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] == root.name:
+            return True
+        nbytes = len(record.getMessage()) + (_TRACEBACK_BYTES if record.exc_info else LINE_BYTES)
+        if not self._allowance.take(nbytes, time.monotonic()):
+            self._left_out += 1
+            return False
+        if self._left_out:
+            record.msg, record.args = f"{record.getMessage()} ({self._left_out} messages of libraries were left out before)", ()
+            self._left_out = 0
+        return True
+
+
 def set_up(options: LogOptions) -> None:
     """Sends the log to standard error, or to a file, for the rest of the process.
 
@@ -99,13 +125,10 @@ def set_up(options: LogOptions) -> None:
     Raises:
         OSError: the file cannot be opened.
     """
-    handler: logging.StreamHandler[Any]
-    if options.file:
-        handler = logging.FileHandler(options.file, encoding="utf-8", errors="backslashreplace")
-    else:
-        handler = logging.StreamHandler(_utf_8(sys.stderr))
+    handler = LogFile(options.file) if options.file else logging.StreamHandler(_utf_8(sys.stderr))
     handler.setFormatter(Formatter(options))
     handler.addFilter(_LevelSwitch(options))
+    handler.addFilter(_Libraries())
     root.handlers = [handler]
     root.propagate = False
     set_verbose(options.verbose_level > 0)

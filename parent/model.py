@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Sequence
+import signal
+from typing import TYPE_CHECKING, Any, List, Sequence
 
 from ..shm.errors import OutOfSharedMemory
 from . import repository
@@ -13,8 +14,15 @@ from .errors import Unavailable
 from .instance import Instance, LoadFailed
 from .lifecycle import State
 from .log import about
+from .memory_limits import instance_limit
 from .repository import ModelFiles
-from .traffic import Traffic, serves
+from .roster import Roster
+from .sandbox.config import NO_SANDBOX
+from .sandbox.prepare import prepare as prepare_sandbox
+from .shutdown import KILL_SECONDS, ModelBudget
+from .supervision.config import supervision_of
+from .supervision.supervisor import Supervisor
+from .traffic import serves
 from .warmup.warmup import Sample, read_samples, warm_up
 
 if TYPE_CHECKING:
@@ -23,20 +31,27 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Model(Traffic):
+class Model(Roster):
     """``load`` starts its stubs; ``submit`` sends a request; ``stop`` ends it."""
 
     def __init__(self, server: Core, files: ModelFiles, version: int, config: Any) -> None:
         super().__init__(server, files, version, config)
         self.file = repository.model_file(server.options.backend_directory, files, version, config)
         self.environment = environment.Environment(None, {})
+        self.sandbox = NO_SANDBOX
+        self.instance_limit = instance_limit(config, server.options.shared_memory)
         self.warmup: Sequence[Sample] = ()
-        """What an instance executes when it has loaded; there while instances load."""
+        """What an instance executes when it has loaded."""
+        self.supervisor = Supervisor(self, supervision_of(config))
 
     @property
     def ready(self) -> bool:
-        """Whether a request would be served: an instance is live, and the model is not being unloaded."""
+        """Whether an instance is live, and the model is not being unloaded."""
         return not self._stopping and any(map(serves, self.instances))
+
+    @property
+    def takes_requests(self) -> bool:
+        return not self._stopping and (self._live > 0 or self._expected)
 
     async def check_ready(self) -> None:
         """``ready``, and the model's own ``is_ready``, if it has one, in every live instance (spec 2.9).
@@ -58,14 +73,16 @@ class Model(Traffic):
             LoadFailed: one of them did not load; the others are ended.
         """
         self.environment = await self._loop.run_in_executor(None, environment.prepare, self.config, self.directory, self.server.ending)
+        self.sandbox = await self._loop.run_in_executor(None, prepare_sandbox, self.server, self.config, self.directory)
         await self._read_labels()
         if self._stopping:
             raise LoadFailed("the server is ending, or the model was unloaded")
         await self._read_initial_states()
-        await self.prepare_warmup()
+        if self.config.model_warmup:
+            self.warmup = await self._loop.run_in_executor(None, read_samples, self)
         placed = self.server.place(self.config)
         try:
-            self.arena.add(self._grow(self.server.options.backend.shm_default_byte_size))
+            self.begin_memory()
             for spec, placement in placed:
                 instance = Instance(self, spec, placement)
                 instance.start()
@@ -74,48 +91,39 @@ class Model(Traffic):
             await self.stop(0)
             raise LoadFailed(f"Unable to initialize shared memory: {error}") from error
         results = await asyncio.gather(*(instance.loaded for instance in self.instances), return_exceptions=True)
-        self.warmup = ()
         failures = [result for result in results if isinstance(result, BaseException)]
         if failures:
             self.reason = str(failures[0])
             await self.stop(0)
             raise LoadFailed(self.reason) from failures[0]
-
-    async def prepare_warmup(self) -> None:
-        """Reads the samples that instances are to execute which load from now on.
-
-        Raises:
-            LoadFailed: one of them cannot be had.
-        """
-        if self.config.model_warmup:
-            self.warmup = await self._loop.run_in_executor(None, read_samples, self)
+        self.supervisor.tend(self.instances)
 
     async def stop(self, seconds: float) -> None:
-        """Ends the instances: lets requests finish, then finalize, within ``seconds`` in all, then SIGKILL."""
+        """Ends the instances: lets requests finish, then finalize, then SIGTERM, within ``seconds`` in all, then SIGKILL."""
         self._stopping = True
         if self.cached is not None:
             self.cached.drop()
-        deadline = self._loop.time() + seconds
-        while self._busy() and self._loop.time() < deadline:
+        began, budget = self._loop.time(), ModelBudget.of(seconds)
+        while self._busy() and self._loop.time() < began + budget.requests:
             await asyncio.sleep(0.005)
+        self.supervisor.close()
         started = [instance for instance in self.instances if not instance.ended.done()]
         for instance in started:
             if seconds > 0:
                 instance.finalize()
-        ends = [instance.ended for instance in started]
-        if ends and seconds > 0:
-            await asyncio.wait(ends, timeout=max(deadline - self._loop.time(), 0))
-        for instance in started:
-            if not instance.ended.done():
-                if seconds > 0:
-                    text = "instance '%s' (pid %s) did not end in time and is killed"
-                    logger.warning(text, instance.name, instance.pid, extra=about(instance.facts))
-                instance.kill()
-        if ends:
-            await asyncio.wait(ends, timeout=_KILL_SECONDS)
-        for segment in self.segments:
-            segment.close()
-        self.server.forget([segment.id for segment in self.segments])
+        if seconds > 0:
+            await _wait_for_end(started, began + budget.finalize)
+            for instance in _left(started):
+                logger.warning("instance '%s' (pid %s) did not end in time", instance.name, instance.pid, extra=about(instance.facts))
+                instance.process.signal(signal.SIGTERM)
+            await _wait_for_end(started, began + budget.terminate)
+        for instance in _left(started):
+            if seconds > 0:
+                text = "instance '%s' (pid %s) did not end in time and is killed"
+                logger.warning(text, instance.name, instance.pid, extra=about(instance.facts))
+            instance.kill()
+        await _wait_for_end(started, self._loop.time() + KILL_SECONDS)
+        self.close_memory()
 
     async def _read_initial_states(self) -> None:
         if self._sequences is None:
@@ -128,7 +136,7 @@ class Model(Traffic):
             raise LoadFailed(str(error)) from error
 
     def _busy(self) -> bool:
-        return self._waiting > 0 or any(i.channel.in_flight and i.state is State.READY for i in self.instances)
+        return self._waiting > 0 or any(i.channel.in_flight and i.state in (State.READY, State.DRAINING) for i in self.instances)
 
     def begin_warmup(self, instance: Instance) -> bool:
         """Has an instance that has loaded execute the samples, if there are any; ``instance_ready`` follows."""
@@ -144,10 +152,21 @@ class Model(Traffic):
         """Why a request cannot be served."""
         if self._stopping:
             return f"Request for unknown model: '{self.name}' is not found"
-        reasons = [instance.reason for instance in self.instances if instance.reason]
         if self.instances and all(instance.spec.passive for instance in self.instances):
             return f"model '{self.name}' has passive instances only, which are never scheduled"
+        text = self.supervisor.unavailable_text()
+        if text:
+            return f"model '{self.name}' is not available: {text}"
+        reasons = [instance.reason for instance in self.instances if instance.reason]
         return reasons[0] if reasons else f"Request for unknown model: '{self.name}' has no available versions"
 
 
-_KILL_SECONDS = 5.0
+def _left(instances: Sequence[Instance]) -> List[Instance]:
+    """Those that have not ended."""
+    return [instance for instance in instances if not instance.ended.done()]
+
+
+async def _wait_for_end(instances: Sequence[Instance], until: float) -> None:
+    left = _left(instances)
+    if left:
+        await asyncio.wait([instance.ended for instance in left], timeout=max(until - asyncio.get_running_loop().time(), 0))

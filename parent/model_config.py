@@ -16,16 +16,20 @@ from google.protobuf.descriptor import FieldDescriptor
 from ..shm.dtype import BY_CONFIG_NAME, DataType
 from .batch_io import check_batch_io
 from .cache.config import check_response_cache
+from .classification import check_labels
 from .ensemble.config import check_ensemble, check_ensemble_identity, is_ensemble
 from .known_enums import check_enums
 from .log import about, facts
+from .memory_limits import MemoryOptions, instance_limit
 from .metrics.options import check_bounds
 from .placement.instance_groups import check_instance_groups, complete_instance_groups
 from .placement.placement import check_threads
 from .reshape import check_reshape, model_shape
+from .sandbox.config import check_sandbox
 from .scheduling.batching import check_batching
 from .sequence.config import check_sequencing
 from .sequence.state_config import check_states
+from .supervision.config import check_supervision
 from .warmup.samples import check_warmup
 
 
@@ -58,6 +62,7 @@ MODEL_FILE_NAME = "model.py"
 
 
 _MOST_CONCURRENT = 4096
+_FORCE_CPU = "FORCE_CPU_ONLY_INPUT_TENSORS"
 
 
 logger = logging.getLogger(__name__)
@@ -199,6 +204,7 @@ def check(config: Any, name: str) -> None:
     _check_tensors(config.output, "output", config.max_batch_size, name)
     _check_parameters(config)
     try:
+        check_labels(config, name)
         check_ensemble(config, name)
         check_bounds(config, name)
         check_batching(config, name)
@@ -209,13 +215,16 @@ def check(config: Any, name: str) -> None:
         check_batch_io(config, name)
         check_response_cache(config, name)
         check_warmup(config, name)
+        check_supervision(config, name)
+        check_sandbox(config, name)
+        instance_limit(config, MemoryOptions())
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
 def _check_parameters(config: Any) -> None:
     """Those that are for the server; all others are the model's."""
-    name = "FORCE_CPU_ONLY_INPUT_TENSORS"
+    name = _FORCE_CPU
     if name in config.parameters and config.parameters[name].string_value not in ("yes", "no"):
         raise ConfigError(f"Incorrect value for {name}: {config.parameters[name].string_value}'")
 
@@ -311,6 +320,12 @@ def environment_path(config: Any, model_dir: str) -> str:
     """What ``EXECUTION_ENV_PATH`` names, ``$$TRITON_MODEL_DIRECTORY`` replaced; "" when the model names no environment (spec 2.13)."""
     value: str = config.parameters["EXECUTION_ENV_PATH"].string_value if "EXECUTION_ENV_PATH" in config.parameters else ""
     return os.path.abspath(value.replace("$$TRITON_MODEL_DIRECTORY", model_dir)) if value else ""
+
+
+def takes_host_inputs_only(config: Any) -> bool:
+    """Whether inputs that are on a GPU are to be copied to host memory, from the parameter ``FORCE_CPU_ONLY_INPUT_TENSORS`` of a checked
+    configuration (spec 4.1)."""
+    return _parameter(config, _FORCE_CPU) != "no"
 
 
 def max_concurrent(config: Any) -> int:

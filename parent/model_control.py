@@ -269,7 +269,7 @@ class ModelControl:
 
     async def _load(self, name: str, config: str, files: Optional[Mapping[str, bytes]]) -> None:
         if files:
-            source = await model_source.in_request(name, config, files)
+            source = await model_source.in_request(name, config, files, self._core.workspace.path)
             self._temporaries.add(source.temporary)
         else:
             source = self._in_repository(name, config)

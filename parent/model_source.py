@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from contextlib import suppress
-from typing import Any, Hashable, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Hashable, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from . import model_config, repository
 from .errors import InvalidArgument, NotFound
@@ -19,6 +19,8 @@ from .repository import ModelFiles, RepositoryError
 
 _FILE = "file:"
 _NOT_FOUND = "failed to poll from model repository"
+_MOST_PARTS = 64
+"""Of the path of a file."""
 
 
 class Source(NamedTuple):
@@ -78,8 +80,11 @@ def in_repository(roots: Sequence[str], name: str, config_json: str = "", config
     return Source(files, config_json, config_name=config_name)
 
 
-async def in_request(name: str, config_json: str, given: Mapping[str, bytes]) -> Source:
+async def in_request(name: str, config_json: str, given: Mapping[str, bytes], workspace: Callable[[], str]) -> Source:
     """A directory made of files that came with the request: ``{"file:1/model.py": content}``.
+
+    Args:
+        workspace: gives the directory to make it in.
 
     Raises:
         InvalidArgument: there is no configuration with them, or a path leads elsewhere.
@@ -87,9 +92,13 @@ async def in_request(name: str, config_json: str, given: Mapping[str, bytes]) ->
     if not config_json:
         raise InvalidArgument(f"failed to load '{name}', {_NOT_FOUND}: files are given without a configuration")
     contents = [(_path_parts(name, key), content) for key, content in given.items()]
-    temporary = tempfile.mkdtemp(prefix="stublet-model-")
+    run = asyncio.get_running_loop().run_in_executor
+    try:
+        temporary = tempfile.mkdtemp(prefix="model-", dir=await run(None, workspace))
+    except OSError as error:
+        raise _not_written(name, error) from error
     path = os.path.join(temporary, name)
-    written = asyncio.get_running_loop().run_in_executor(None, _write, path, contents)
+    written = run(None, _write, path, contents)
     try:
         await asyncio.shield(written)
         return Source(ModelFiles(name, path, repository.versions_in(path)), config_json, temporary)
@@ -98,7 +107,7 @@ async def in_request(name: str, config_json: str, given: Mapping[str, bytes]) ->
             await written
         remove(temporary)
         if isinstance(error, OSError):
-            raise InvalidArgument(f"failed to load '{name}', its files cannot be written: {error.strerror}") from error
+            raise _not_written(name, error) from error
         raise
 
 
@@ -137,7 +146,7 @@ def _path_parts(name: str, key: object) -> Tuple[str, ...]:
         raise InvalidArgument(f"failed to load '{name}', a file is named 'file:<version>/<path>', not {key!r}")
     # Triton's users write "file:/1/model.py" too.
     parts = key[len(_FILE) :].lstrip("/").split("/")
-    if "\0" in key or not _encodes(key) or any(part in ("", os.curdir, os.pardir) for part in parts):
+    if "\0" in key or not _encodes(key) or len(parts) > _MOST_PARTS or any(part in ("", os.curdir, os.pardir) for part in parts):
         raise InvalidArgument(f"failed to load '{name}', the path of '{key}' must lead to a file in the model's directory")
     return tuple(parts)
 
@@ -149,6 +158,10 @@ def _write(path: str, contents: Sequence[Tuple[Tuple[str, ...], bytes]]) -> None
         os.makedirs(os.path.dirname(file), exist_ok=True)
         with open(file, "xb") as out:
             out.write(content)
+
+
+def _not_written(name: str, error: OSError) -> InvalidArgument:
+    return InvalidArgument(f"failed to load '{name}', its files cannot be written: {error.strerror}")
 
 
 def _encodes(text: str) -> bool:

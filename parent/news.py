@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, List, NamedTuple, Optional, Tuple
 
+from ..shm.cuda.segment import DeviceSegment
+from ..shm.dtype import BYTES
 from ..shm.errors import ProtocolError
+from ..shm.message import IN_REGION
 from ..shm.segment import Segment
 from .errors import InternalError
 from .loans import BlockKey, Loans
@@ -25,6 +28,10 @@ class Call(NamedTuple):
     inputs: Tuple[Tuple[Any, ...], ...]
     requested: Tuple[str, ...]
     extras: Tuple[Any, ...]
+
+    def is_on_device(self) -> bool:
+        """Whether an input is in device memory."""
+        return any(isinstance(loan.segment, DeviceSegment) for loan, _ in self.blocks)
 
 
 class News:
@@ -83,6 +90,19 @@ def check_in_regions(request: Request, response: Response) -> None:
         raise ProtocolError(f"request {request.key} has no region for an output that is said to be in one")
 
 
+def check_on_device(request: Request, response: Response) -> None:
+    """Outputs may be in device memory only where that is taken, and strings never.
+
+    Raises:
+        ProtocolError: one is; the response is released.
+    """
+    for output in response.plan.outputs:
+        on_device = output.block != IN_REGION and isinstance(response.places[output.block][0], DeviceSegment)
+        if on_device and (not request.device_outputs or output.dtype is BYTES):
+            response.release()
+            raise ProtocolError(f"output '{output.name}' of request {request.key} is in device memory, which it may not be")
+
+
 def read_call(loans: Loans, number: int, *call: Any) -> Call:
     """The call that a message describes.
 
@@ -98,6 +118,10 @@ def read_call(loans: Loans, number: int, *call: Any) -> Call:
         for key, nbytes in zip(keys, extents):
             segment, lease = loans.borrow(key, nbytes)
             blocks.append((Loan(segment, key[1], nbytes, lease), nbytes))
+        if loans.has_devices:
+            for name, dtype, _, block, _, _ in inputs:
+                if dtype == BYTES.code and isinstance(blocks[block][0].segment, DeviceSegment):
+                    raise ProtocolError(f"input '{name}' of call {number} are strings in device memory")
     except ProtocolError:
         for loan, _ in blocks:
             loan.release()

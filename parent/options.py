@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterable, List, Sequence, Tuple
 
 from .grpc.options import GrpcOptions
+from .http.limits import HttpLimits
+from .memory_limits import MemoryOptions
 from .metrics.options import MetricsOptions
 from .placement.host_policy import HostPolicies
+from .sandbox.config import parse_defaults
 from .scheduling.rate_limits import MODES, ResourceLimit
 from .tracing.options import TraceOptions
 
@@ -21,10 +24,13 @@ class OptionError(Exception):
 class BackendOptions:
     """``--backend-config=python,<key>=<value>`` (spec 2.12). Sizes in bytes. ``stub_timeout_seconds`` is checked and, as in Triton, has
     no effect: a slow ``initialize`` is waited for. ``auto_complete_timeout_seconds`` bounds a model's ``auto_complete_config``, with
-    the import of the model."""
+    the import of the model. ``gpu_ipc_limit_byte_size`` is of the device memory that an instance exports on each GPU, in segments of at
+    least ``gpu_ipc_segment_byte_size``; with 0, tensors go through host memory."""
 
     shm_default_byte_size: int = 1 << 20
     shm_growth_byte_size: int = 1 << 20
+    gpu_ipc_segment_byte_size: int = 64 << 20
+    gpu_ipc_limit_byte_size: int = 1 << 30
     stub_timeout_seconds: int = 30
     auto_complete_timeout_seconds: int = 300
 
@@ -55,6 +61,8 @@ class BackendOptions:
 _MINIMUM: Dict[str, Tuple[int, str]] = {
     "shm-default-byte-size": (1 << 20, "can't be smaller than 1 MiB"),
     "shm-growth-byte-size": (1, "can't be smaller than or equal to zero."),
+    "gpu-ipc-segment-byte-size": (1, "can't be smaller than or equal to zero."),
+    "gpu-ipc-limit-byte-size": (0, "can't be smaller than zero."),
     "stub-timeout-seconds": (1, "can't be smaller than or equal to zero."),
     "auto-complete-timeout-seconds": (1, "can't be smaller than or equal to zero."),
 }
@@ -106,7 +114,8 @@ class ServerOptions:
     configuration. ``metrics_address`` is, when empty, ``http_address``. ``rate_limit`` is "off" or "execution_count", with which
     ``rate_limit_resources`` count (``<name>:<count>[:<device>]``); ``host_policies`` say on which cores instances run
     (``<policy>,<setting>=<value>``). ``response_cache_byte_size`` is the size of the response cache; 0 for none. ``max_queue_size`` is how
-    many requests may wait for a model whose configuration does not say; 0 for any number."""
+    many requests may wait for a model whose configuration does not say; 0 for any number. ``expose_tracebacks``: clients are told the
+    tracebacks of errors in models. ``sandbox`` are parameters (``<name>=<value>``) for the sandbox of models that do not have them."""
 
     model_repositories: List[str] = field(default_factory=list)
     model_control_mode: str = "none"
@@ -123,6 +132,7 @@ class ServerOptions:
     http_header_forward_pattern: str = ""
     http_restricted_apis: List[str] = field(default_factory=list)
     http_tls: TlsOptions = field(default_factory=TlsOptions)
+    http_limits: HttpLimits = field(default_factory=HttpLimits)
     allow_grpc: bool = True
     grpc: GrpcOptions = field(default_factory=GrpcOptions)
     allow_metrics: bool = True
@@ -132,12 +142,15 @@ class ServerOptions:
     allow_client_shm: bool = False
     exit_on_error: bool = True
     exit_timeout_secs: float = 30
+    sandbox: List[str] = field(default_factory=list)
     strict_readiness: bool = True
     response_cache_byte_size: int = 0
     max_queue_size: int = DEFAULT_MAX_QUEUE_SIZE
+    expose_tracebacks: bool = False
     rate_limit: str = "off"
     rate_limit_resources: List[str] = field(default_factory=list)
     host_policies: List[str] = field(default_factory=list)
+    shared_memory: MemoryOptions = field(default_factory=MemoryOptions)
     backend: BackendOptions = field(default_factory=BackendOptions)
     log: LogOptions = field(default_factory=LogOptions)
     metrics: MetricsOptions = field(default_factory=MetricsOptions)
@@ -167,6 +180,7 @@ class ServerOptions:
         if self.rate_limit not in MODES:
             raise OptionError(f"--rate-limit={self.rate_limit}: it is one of {', '.join(MODES)}")
         _check_all("--rate-limit-resource", ResourceLimit.parse, self.rate_limit_resources)
+        _check_all("--sandbox", parse_defaults, [self.sandbox])
         _check_all("--host-policy", HostPolicies, [self.host_policies])
         if self.backend_directory and not os.path.isdir(self.backend_directory):
             raise OptionError(f"--backend-directory: '{self.backend_directory}' is not a directory")

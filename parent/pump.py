@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Callable, List, Set
 
 from ..shm.errors import ProtocolError
+from ..shm.polling import yield_core
 from .instance import Instance
-from .lifecycle import State
 from .request import Settled
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ class Pump:
     def _flush_stuck(self, instance: Instance) -> None:
         with self._lock:
             self._stuck.discard(instance)
-            if instance.state in (State.READY, State.STOPPING):
+            if instance.state.talks:
                 self.dirty.append(instance)
                 self.flush()
 
@@ -134,8 +133,9 @@ class Pump:
                 if instance.channel.ready():
                     if traffic.drain(instance):
                         return  # it called another model, and the server's loop has to see to that
-                else:
-                    os.sched_yield()  # the stub may be waiting for this very core
+                elif not yield_core():  # the stub may be waiting for this very core
+                    instance.channel.expects.disturbances.hurt()
+                    return
         finally:
             self._end(instance)
 
@@ -154,7 +154,8 @@ class Pump:
             self._traffic.drain(instance)
             deadline = now + channel.expects.nanoseconds()
         if channel.in_flight and now <= deadline and not instance.broken:
-            os.sched_yield()  # the stubs that are to answer may be waiting for this very core
-            self._loop.call_soon(self._poll, instance, deadline)
-        else:
-            self._end(instance)
+            if yield_core():  # the stubs that are to answer may be waiting for this very core
+                self._loop.call_soon(self._poll, instance, deadline)
+                return
+            channel.expects.disturbances.hurt()
+        self._end(instance)

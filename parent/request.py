@@ -216,8 +216,9 @@ class Request:
     """
 
     __slots__ = (
-        "answered", "batch", "begun_ns", "blocks", "borrowed", "cached_ns", "computed_ns", "execute_ns", "extras", "failure", "finished", "input_ns", "inputs",
-        "instance", "key", "priority", "regions", "respond", "responded_ns", "responses", "returned", "submitted_ns", "trace", "turn", "warmup",
+        "answered", "batch", "begun_ns", "blocks", "borrowed", "cached_ns", "computed_ns", "device_outputs", "execute_ns", "extras", "failure", "finished", "input_ns", "inputs",
+        "instance", "key", "priority", "regions", "respond", "responded_ns", "responses", "retried", "returned", "streamed", "submitted_ns",
+        "trace", "turn", "warmup",
     )  # fmt: skip
 
     def __init__(
@@ -235,6 +236,8 @@ class Request:
         self.respond = respond
         self.borrowed = borrowed
         self.regions = regions
+        self.device_outputs = False
+        """Its outputs may be in device memory."""
         self.priority = 0
         """As the client wants it: 1 is the highest, 0 the model's default."""
         self.batch: Optional[Batch] = None
@@ -249,6 +252,10 @@ class Request:
         """The stub has nothing more to say of it."""
         self.returned = False
         """``execute`` is over for it."""
+        self.streamed = False
+        """Of a decoupled model: something of its answer is known."""
+        self.retried = False
+        """It was being executed by an instance that died, and goes to another."""
         self.instance: Optional[Instance] = None
         """Who it was handed to, under the number ``key``."""
         self.key = 0
@@ -269,6 +276,18 @@ class Request:
         self.responses = 0
         self.responded_ns = 0
         """Of a decoupled model: how many responses ``respond`` was told, and when it had been told the last of them."""
+
+    @property
+    def can_be_retried(self) -> bool:
+        """Whether it can be executed by another instance though one has begun with it."""
+        return not (self.answered or self.returned or self.streamed or self.retried or self.warmup)
+
+    def retry(self) -> None:
+        """It is to be executed once more, from the start."""
+        self.retried = True
+        self.finished = False
+        self.batch = None
+        self.begun_ns = self.computed_ns = self.execute_ns = 0
 
     def release(self) -> None:
         """Gives its blocks back, and the regions free. Under the lock of the model that it was submitted to."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Dict, NamedTuple, Sequence
+import hmac
+from typing import Dict, NamedTuple, Sequence, Union
 
 from .options import OptionError
 
@@ -20,6 +21,10 @@ class Restriction(NamedTuple):
     def header(self) -> bytes:
         """The name of the header in lower case."""
         return self.key.lower().encode()
+
+    def admits(self, value: Union[str, bytes]) -> bool:
+        """Whether that is the right value; how long this takes does not tell how much of it is."""
+        return hmac.compare_digest(value.encode() if isinstance(value, str) else value, self.value)
 
 
 def parse_restrictions(option: str, settings: Sequence[str]) -> Dict[str, Restriction]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import importlib
 import logging
@@ -15,6 +16,7 @@ import uvloop
 
 from .cli.commands import EXIT_FAILED, EXIT_OK
 from .core import Core
+from .descriptors import raise_limit
 from .fork_server import ForkServer
 from .http.front_end import HttpFrontEnd
 from .http.protocol import ForwardingProtocol, InferProtocol
@@ -23,8 +25,10 @@ from .libc import keep_large_blocks
 from .metrics.server import MetricsServer
 from .options import OptionError, ServerOptions
 from .repository import RepositoryError
+from .shutdown import OVERDUE_SECONDS, clients_seconds
 from .spawner import Spawner
 from .status_table import print_status
+from .supervision.dump import DumpService
 from .tls import server_context
 
 if TYPE_CHECKING:
@@ -33,13 +37,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _YOUNG_OBJECTS = 20_000
-_MODELS_SHARE = 0.5
-"""Share of the time for an orderly end that is kept for the models once the front end has been waited for."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LONGEST_SECONDS = 1e6
 
 
 def run(options: ServerOptions, fork_server: ForkServer) -> int:
     """Serves until a signal; returns the exit status."""
     keep_large_blocks()
+    raise_limit()
     try:
         return uvloop.run(_Run(options, Spawner(fork_server)).main())
     except (OptionError, RepositoryError) as error:
@@ -62,13 +67,14 @@ class _Run:
         self._http: Optional[HttpServer] = None
         self._grpc: Optional[GrpcServer] = None
         self._metrics: Optional[MetricsServer] = None
-        self._signals = 0
+        self._dump = DumpService(self._core)
         self._stop = asyncio.Event()
 
     async def main(self) -> int:
         loop = asyncio.get_running_loop()
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in _SIGNALS:
             loop.add_signal_handler(signum, self._on_signal, signum)
+        await self._dump.start()
         try:
             self._listen()
             await self._until_stopped(asyncio.ensure_future(self._core.start(self._listen_for_grpc())))
@@ -91,7 +97,8 @@ class _Run:
         if options.allow_http:
             tls = server_context(options.http_tls, "--http")
             protocol = ForwardingProtocol if options.http_header_forward_pattern else InferProtocol
-            self._http = HttpServer(HttpFrontEnd(self._core), options.http_address, options.http_port, protocol, tls=tls)
+            front_end = HttpFrontEnd(self._core)
+            self._http = HttpServer(front_end, options.http_address, options.http_port, protocol, tls=tls, limits=options.http_limits)
             self._http.start()
         if options.allow_metrics:
             self._metrics = MetricsServer(self._core.metrics_text, options.metrics_address or options.http_address, options.metrics_port)
@@ -126,16 +133,27 @@ class _Run:
         logger.info("serving %d model%s; Ctrl-C ends", serving, "" if serving == 1 else "s")
 
     def _on_signal(self, signum: int) -> None:
-        self._signals += 1
-        if self._signals > 1:
-            # The fork server sees its socket close and takes the stubs along.
-            os._exit(EXIT_FAILED)
+        loop = asyncio.get_running_loop()
+        for one in _SIGNALS:
+            # Not by the loop, which may be what does not go on.
+            loop.remove_signal_handler(one)
+            signal.signal(one, _end_at_once)
         logger.info("%s: finishing what runs, then ending (again: end at once)", signal.Signals(signum).name)
         self._stop.set()
 
     async def _end(self) -> None:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._options.exit_timeout_secs
+        seconds = self._options.exit_timeout_secs
+        # A thread of its own, which needs nothing of Python's: whatever hangs, with stacks in the log.
+        faulthandler.dump_traceback_later(min(seconds, _LONGEST_SECONDS) + OVERDUE_SECONDS, exit=True)
+        deadline = loop.time() + seconds
+        self._core.begin_end()
         servers = [server for server in (self._http, self._grpc, self._metrics) if server is not None]
-        await asyncio.gather(*(server.stop(self._options.exit_timeout_secs * _MODELS_SHARE) for server in servers))
+        await asyncio.gather(*(server.stop(clients_seconds(seconds)) for server in servers))
         await self._core.stop(max(deadline - loop.time(), 0))
+        self._dump.stop()
+
+
+def _end_at_once(signum: int, _frame: object) -> None:
+    """Whatever runs. The fork server sees its socket close, ends the stubs and removes what is temporary."""
+    os._exit(128 + signum)

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optiona
 
 from ..shm.arena import Arena, Block
 from ..shm.errors import OutOfSharedMemory
-from ..shm.segment import Segment
+from ..shm.segment import Segment, whole_pages
 from . import classification, model_config
 from .cache.response_cache import CachedResponses
 from .errors import ServerError, Unavailable
 from .instance import Instance, LoadFailed
-from .lifecycle import State
 from .repository import ModelFiles
 from .request import Outcome, Request, drop
 from .slabs import Place, Slabs
@@ -66,9 +65,14 @@ class Servable(ABC):
         self.statistics = ModelStatistics(self.decoupled, self.max_batch_size > 0, *server.options.metrics.latencies(config))
         self.cached: Optional[CachedResponses] = None
         """Its part of the response cache, if it has one."""
+        self.takes_device_inputs = False
+        """Whether inputs that are on a GPU may stay there."""
+        self.answers_on_device = False
+        """Whether nobody here reads its outputs."""
         self.memo: Dict[Any, Any] = {}
         """What a front end has worked out about this model and wants to remember; it goes with the model."""
         self._stopping = False
+        self._memory_closed = False
         self._loop = asyncio.get_running_loop()
 
     def _set_config(self, config: Any) -> None:
@@ -81,7 +85,12 @@ class Servable(ABC):
     @property
     @abstractmethod
     def ready(self) -> bool:
-        """Whether a request would be served."""
+        """Whether a request would be served now."""
+
+    @property
+    @abstractmethod
+    def takes_requests(self) -> bool:
+        """Whether a request would be served, now or in a moment: also while an instance is being replaced that has died."""
 
     @property
     def stopping(self) -> bool:
@@ -199,6 +208,11 @@ class Servable(ABC):
         try:
             with self.lock:
                 return self.arena.allocate(nbytes)
+        except OutOfSharedMemory:
+            self.server.shed_requests()
+        try:
+            with self.lock:
+                return self.arena.allocate(nbytes)
         except OutOfSharedMemory as error:
             raise self.no_room(error) from error
 
@@ -226,14 +240,80 @@ class Servable(ABC):
             self.arena.collect()
             free = self.arena.free_bytes() + (self.slabs.idle_bytes() if self.slabs is not None else 0)
             inputs = sum(segment.size for segment in self.segments)
-            outputs = sum(segment.size for instance in self.instances for segment in instance.channel.loans.outputs.values())
+            outputs = sum(segment.size for instance in self.instances for segment in instance.segments)
         return SharedMemory(inputs, inputs - free, outputs)
 
+    def begin_memory(self) -> None:
+        """Makes the first segment of the request arena.
+
+        Raises:
+            OutOfSharedMemory: there is no memory for it.
+        """
+        with self.lock:
+            self.arena.add(self._create_anyway(self.server.options.backend.shm_default_byte_size))
+
+    def allocate_anyway(self, nbytes: int) -> Block:
+        """A block of the request arena for what requests that are here already cannot do without, whatever requests have. Under the lock.
+
+        Raises:
+            OutOfSharedMemory: the system has no more.
+        """
+        try:
+            return self.arena.allocate(nbytes)
+        except OutOfSharedMemory:
+            self.arena.add(self._create_anyway(max(nbytes, self.server.options.backend.shm_growth_byte_size)))
+            return self.arena.allocate(nbytes)
+
+    def shed(self, at_once: bool) -> List[int]:
+        """Drops segments of the request arena in which nothing lies, or, unless ``at_once``, lay since the last call; returns their ids,
+        of which the stubs have to be told. In any thread, under the lock of no model."""
+        with self.lock:
+            if self._memory_closed:
+                return []
+            if self.slabs is not None:
+                self.slabs.shed(at_once)
+            dropped = self.arena.shed(0 if at_once else self.server.options.backend.shm_default_byte_size, at_once)
+            for segment in dropped:
+                self.segments.remove(segment)
+                segment.discard()
+        self.server.request_memory.give_back(sum([segment.size for segment in dropped]))
+        return [segment.id for segment in dropped]
+
+    def close_memory(self, shareable: bool = False) -> None:
+        """It has ended. What somebody still reads goes with its last reader.
+
+        Args:
+            shareable: whether it may still be sent to others.
+        """
+        with self.lock:
+            segments, self.segments, self._memory_closed = self.segments, [], True
+        for segment in segments:
+            if not shareable:
+                segment.close()
+        self.server.request_memory.give_back(sum([segment.size for segment in segments]))
+        self.server.forget([segment.id for segment in segments])
+
     def _grow(self, nbytes: int) -> Segment:
-        segment = Segment.create(self.server.next_segment_id(), nbytes, as_it_fills=True)
+        if self._memory_closed:
+            raise OutOfSharedMemory(f"model '{self.name}' is being unloaded")
+        nbytes = whole_pages(nbytes)
+        self.server.request_memory.take(nbytes)
+        return self._create(nbytes)
+
+    def _create_anyway(self, nbytes: int) -> Segment:
+        nbytes = whole_pages(nbytes)
+        self.server.request_memory.take_anyway(nbytes)
+        return self._create(nbytes)
+
+    def _create(self, nbytes: int) -> Segment:
+        try:
+            segment = Segment.create(self.server.next_segment_id(), nbytes, as_it_fills=True)
+        except OutOfSharedMemory:
+            self.server.request_memory.give_back(nbytes)
+            raise
         self.segments.append(segment)
         for instance in self.instances:
-            if instance.state in (State.LOADING, State.READY):
+            if instance.state.learns:
                 instance.announce(segment)
         return segment
 

@@ -67,15 +67,16 @@ def rows_of(inputs: Tuple[Input, ...]) -> Optional[Rows]:
 
 class Slab:
     """``capacity`` rows in ``block``, of which ``used`` are taken. ``lanes``: where in the block that of each input begins; ``widths``: bytes
-    of a row of each."""
+    of a row of each. ``idle``: nothing lay in it when ``Slabs.shed`` looked."""
 
-    __slots__ = ("block", "capacity", "lanes", "used", "widths")
+    __slots__ = ("block", "capacity", "idle", "lanes", "used", "widths")
 
     def __init__(self, block: Block, capacity: int, widths: List[int]) -> None:
         self.block = block
         self.capacity = capacity
         self.widths = widths
         self.used = 0
+        self.idle = False
         self.lanes: List[int] = []
         offset = 0
         for width in widths:
@@ -154,6 +155,7 @@ class Slabs:
         slab = self._open.get(rows.kind)
         if slab is not None and slab.block.holders == 1:
             slab.used = 0
+            slab.idle = False
         if slab is None or slab.used + rows.size > slab.capacity:
             try:
                 slab = self._begin(rows)
@@ -177,6 +179,14 @@ class Slabs:
         """Lets go of every slab that requests could still be placed in."""
         for kind in list(self._open):
             self._end(kind)
+
+    def shed(self, at_once: bool) -> None:
+        """Lets go of those in which nothing lies and, unless ``at_once``, nothing has come to lie since the last call."""
+        for kind, slab in list(self._open.items()):
+            if slab.block.holders == 1:
+                if at_once or slab.idle:
+                    self._end(kind)
+                slab.idle = True
 
     def idle_bytes(self) -> int:
         """Of slabs in which nothing lies."""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("model", "version", "instance", "pid", "device", "state")
 _STATE = "state"
-_NUMBERS = ("pid", "queue", "running", "memory", "shared memory")
+_NUMBERS = ("pid", "queue", "running", "memory", "shared memory", "gpu memory", "gpu exports", "gpu imports", "restarts")
 _DISPENSABLE = ("device", "shared memory", "version", "running")
 _COLOURS = {"READY": "green", "UNAVAILABLE": "red", "FAILED": "red"}
 

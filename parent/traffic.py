@@ -29,6 +29,7 @@ from .sequence.sequences import Sequences
 from .servable import Servable
 from .slabs import Slabs, in_order
 from .statistics import Failure
+from .supervision.config import supervision_of
 
 if TYPE_CHECKING:
     from .core import Core
@@ -49,6 +50,9 @@ class Traffic(Servable):
         self.added_inputs: Sequence[str] = ()
         """What the stub gets beside the inputs that clients send."""
         self.cached = cached_responses(self)
+        # What is kept here, for the cache or a sequence, is kept in host memory.
+        self.answers_on_device = self.cached is None and not is_sequenced(config)
+        self.takes_device_inputs = self.answers_on_device and not model_config.takes_host_inputs_only(config)
         self._scheduler: Scheduler
         self._sequences = Sequences(self, server.options.max_queue_size) if is_sequenced(config) else None
         if self._sequences is None:
@@ -69,6 +73,9 @@ class Traffic(Servable):
         """So many requests wait that it pays to look whether an instance is free."""
         self._alarm = Alarm(self._on_alarm)
         self._live = 0
+        self._retries = supervision_of(config).retry_on_crash
+        self._expected = False
+        """No instance is live, but one will be soon: requests wait for it."""
 
     # Requests
 
@@ -87,7 +94,7 @@ class Traffic(Servable):
         if self.cached is not None and self._live and not self._stopping and self._answer_from(self.cached, request):
             return
         with self.lock:
-            if not self._live or self._stopping:
+            if not (self._live or self._expected) or self._stopping:
                 request.release()
                 if not self._stopping:
                     request.failure = Failure.BACKEND
@@ -162,7 +169,7 @@ class Traffic(Servable):
             instance = request.instance
             if instance is None and request.turn is not None:
                 request.turn.held = held
-            if instance is not None and instance.state in (State.READY, State.STOPPING) and not instance.broken:
+            if instance is not None and instance.state.talks and not instance.broken:
                 instance.channel.hold(request, held)
 
     def reply(self, instance: Instance, call: int, outcome: Optional[Outcome], final: bool) -> None:
@@ -170,12 +177,21 @@ class Traffic(Servable):
         with self.lock:
             if final:
                 instance.open_calls.pop(call, None)
-            if instance.state in (State.READY, State.STOPPING) and not instance.broken:
+            if instance.state.talks and not instance.broken:
                 instance.channel.reply(call, outcome, final)
                 self.pump.dirty.append(instance)
                 self.pump.flush()
                 outcome = None
         drop(outcome)
+        self.pump.expect_more(instance)
+
+    def ask_again(self, instance: Instance, call: int) -> None:
+        """Has a stub make a call of its model's once more, with its inputs in host memory. In any thread."""
+        with self.lock:
+            if instance.state.talks and not instance.broken:
+                instance.channel.ask_again(call)
+                self.pump.dirty.append(instance)
+                self.pump.flush()
         self.pump.expect_more(instance)
 
     def finalize(self, instance: Instance) -> None:
@@ -268,6 +284,9 @@ class Traffic(Servable):
 
     def _hand(self, instance: Instance, requests: List[Request]) -> str:
         """Hands requests to an instance; why not, if it cannot have them."""
+        if self._retries:
+            for request in requests:
+                request.borrowed = True  # so that what a model writes to its inputs is not there when it gets them again
         rows: Sequence[Request] = requests
         if self._sequences is not None:
             try:
@@ -312,36 +331,12 @@ class Traffic(Servable):
             self.pump.flush()
         self.settle(refused)
 
-    # Events of instances
-
-    def hand_directly(self, instance: Instance, requests: List[Request]) -> bool:
-        """Has an instance execute requests together that are for no other; False if they are more than it can have at once."""
-        with self.lock:
-            for request in requests:
-                request.instance = instance
-            if not instance.channel.hand(requests):
-                for request in requests:
-                    request.release()
-                return False
-            self.pump.dirty.append(instance)
-            self.pump.flush()
-        self.pump.expect_more(instance)
-        return True
-
-    def instance_ready(self, instance: Instance) -> None:
-        if instance.spec.passive:
-            return
-        with self.lock:
-            self._live += 1
-            instance.channel.times.free_ns = perf_counter_ns()
-            refused = self._hand_over(self._scheduler.add(instance, perf_counter_ns())) + self.tick()
-            self.pump.flush()
-        self.settle(refused)
+    # The rate limiter
 
     def granted(self, instance: Instance) -> None:
         """The rate limiter lets an instance execute that had to wait for it. In the server's loop, and under the lock of no model."""
         with self.lock:
-            if self._held is None or instance.state is not State.READY:
+            if self._held is None or instance.state not in (State.READY, State.DRAINING):
                 return  # what it was granted goes back with it
             requests = self._held.granted(instance)
             if requests is None:
@@ -359,40 +354,7 @@ class Traffic(Servable):
             return True, []
         return True, self._hand_over(self._scheduler.finished(instance, 1, perf_counter_ns())) + self.pump.flush_soon()
 
-    def is_bound(self, instance: Instance) -> bool:
-        """Whether an instance has sequences that have not ended."""
-        with self.lock:
-            return self._sequences is not None and self._sequences.scheduler.is_bound(instance)
-
-    def retire(self, instance: Instance) -> None:
-        """From now on the instance is handed nothing; what it was handed it finishes."""
-        with self.lock:
-            self._scheduler.retire(instance)
-
-    def instance_gone(self, instance: Instance) -> None:
-        """Its process ended: what it was executing fails, what it had not started goes to another instance, if there is one."""
-        if not instance.broken:
-            self.drain(instance)
-        with self.lock:
-            # Whatever else is in its rings is not believed any more.
-            instance.broken = True
-            self._live = sum(map(serves, self.instances))
-            lost = instance.reason or "the model is being unloaded"
-            settled, unstarted = instance.channel.abandon(Unavailable(lost))
-            for request in unstarted:
-                request.instance = None
-            if self._held is not None:
-                unstarted += self._held.abandon(instance)
-            settled += self._hand_over(self._scheduler.remove(instance, unstarted, perf_counter_ns()), lost=lost) + self.tick()
-            self.pump.flush()
-            if not self._live:
-                error = Unavailable(self.unavailable_text())
-                for request in self._scheduler.drop_all():
-                    request.release()
-                    request.answered = True
-                    request.failure = Failure.BACKEND
-                    settled.append((request, error, True))
-        self.settle(settled)
+    # Outcomes
 
     def settle(self, outcomes: List[Settled]) -> None:
         if self._order is None:
@@ -408,12 +370,15 @@ class Traffic(Servable):
 
     def servers(self, request: Optional[Request]) -> List[List[Instance]]:
         instance = None if request is None else request.instance
-        return [list(filter(serves, self.instances)) if instance is None else [instance]]
+        if instance is not None:
+            return [[instance]]
+        serving = list(filter(serves, self.instances))
+        return [serving] if serving or not self._expected else []
 
     def pending(self) -> int:
         """How many requests wait to be executed."""
         with self.lock:
-            handed = sum(instance.channel.waiting() for instance in self.instances if instance.state is State.READY)
+            handed = sum(instance.channel.waiting() for instance in self.instances if instance.state in (State.READY, State.DRAINING))
             return self._waiting + handed
 
     @property

@@ -5,14 +5,14 @@ killed anywhere leaves nothing locked.
 
 Size classes stand four to the octave (64, 128, 192, 256, 320, 384, 448, 512, 640, ...), so at most a quarter of a block above
 512 bytes is waste. A freed block keeps its class and goes to the top of its list: the next request gets pages that are mapped
-and warm (a first touch of a page costs eight copies of it).
+and warm (a first touch of a page costs eight copies of it). Segments of which nothing was in use for a while go back to the system.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from time import perf_counter_ns
-from typing import Any, Callable, Deque, Dict, List, Optional, Protocol, Tuple
+from typing import Any, Callable, Deque, Dict, List, Optional, Protocol, Set, Tuple
 
 import numpy as np
 
@@ -25,6 +25,9 @@ LARGE_BYTES = 64 << 10
 """Blocks from this size on share no page with another, so that each can be mapped copy-on-write by itself."""
 
 _NEAR_CLASSES = 4
+
+_UNUSED = -1
+"""As ``write_ns`` of a free block: it was in no use since ``shed`` looked."""
 
 _TIMED_BYTES = 16 << 10
 """What is shorter is copied in a microsecond or less, which is not worth a look at the clock."""
@@ -113,6 +116,8 @@ class Arena:
         self._free: Dict[int, List[Block]] = {}
         self._blocks: Dict[Tuple[int, int], Block] = {}
         self._fresh: List[Tuple[Segment, int, int]] = []  # from here to there in the segment
+        self._segments: Dict[int, Segment] = {}
+        self._idle: Set[int] = set()
         self.dropped: Deque[Held] = deque()
         """Blocks whose last view was collected, in whatever thread: appending is all that a weakref callback may do."""
 
@@ -150,11 +155,60 @@ class Arena:
 
     def add(self, segment: Segment) -> None:
         """Gives the arena a segment to carve blocks from."""
+        self._segments[segment.id] = segment
         self._fresh.append((segment, 0, segment.size))
+
+    def shed(self, keep: int, at_once: bool = False) -> List[Segment]:
+        """Drops the segments of which nothing was in use since the last call, and returns them.
+
+        Args:
+            keep: so many bytes of segments, in any case, it still has afterwards, if it has them now.
+            at_once: those of which nothing is in use now.
+        """
+        self.collect()
+        if self.size <= keep:
+            return []
+        busy: Set[int] = set()
+        recent: Set[int] = set()
+        for block in self._blocks.values():
+            if block.holders:
+                busy.add(block.segment.id)
+            elif block.write_ns != _UNUSED:
+                recent.add(block.segment.id)
+                block.write_ns = _UNUSED
+        dropped: Dict[int, Segment] = {}
+        before, self._idle = self._idle, set()
+        kept = 0
+        # Those that are kept are the small ones, which every request can use.
+        for number, segment in sorted(self._segments.items(), key=lambda entry: entry[1].size):
+            if kept < keep:
+                kept += segment.size
+            elif number in busy:
+                continue
+            elif at_once or (number in before and number not in recent):
+                dropped[number] = segment
+            else:
+                self._idle.add(number)
+        if dropped:
+            self._drop(dropped)
+        return list(dropped.values())
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its segments."""
+        return sum([segment.size for segment in self._segments.values()])
 
     def free_bytes(self) -> int:
         """How many bytes are in no block that is in use."""
         return sum(size * len(free) for size, free in self._free.items()) + sum(end - start for _, start, end in self._fresh)
+
+    def _drop(self, dropped: Dict[int, Segment]) -> None:
+        for number in dropped:
+            del self._segments[number]
+        self._fresh = [piece for piece in self._fresh if piece[0].id not in dropped]
+        self._blocks = {key: block for key, block in self._blocks.items() if key[0] not in dropped}
+        for free in self._free.values():
+            free[:] = [block for block in free if block.segment.id not in dropped]
 
     def _find(self, size: int) -> Optional[Block]:
         """A block from what there is: of that class, of a larger one, or of fresh memory."""

@@ -14,25 +14,36 @@ msgpack array whose first element says what it is:
                       (TELL, what, arguments)                  the same without an answer
                       (CHECKED, number, is ready or None)      the answer to CHECK; None: is_ready failed, or gave no bool
                       (FORKED,)                                a process that the model forked wants to make a call: its end of a socket
+                      (SHED, ids)                              segments of its arena that it has dropped: its own accord, or the answer to SHED
+                      (PONG,)                                  the answer to PING
     parent -> stub    (LOAD, settings)                         what to load; descriptors: channel, down bell, up bell
                       (AUTO_COMPLETE, settings)                whose configuration to complete, instead of LOAD
                       (SEGMENT, id, nbytes, for_outputs)       a segment, for the stub's arena or to be read; descriptor: the segment.
-                                                               id -1: there is none to be had
+                      (NO_ROOM, text)                          instead of the SEGMENT that was asked for: why there is none
+                      (SHED, keep)                             asks for the segments of its arena that were in no use since it was last asked,
+                                                               but for so many bytes
                       (REGION, id, name, offset, nbytes)       shared memory of a client's, registered under that name, to be copied from
                                                                and to; descriptor: the file. Ids are segments'
+                      (CUDA_REGION, id, name, nbytes, uuid, handle)    memory of a GPU's of a client's, likewise
+                      (DEVICE_SEGMENT, id, nbytes, uuid, handle)       device memory that another stub exports. Ids are segments'
                       (FORGET, ids)                            segments and regions that are no more
                       (ANSWER, number, error text or None, value)
                       (CHECK, number)                          asks the model's is_ready
                       (CANCEL, key)                            cancels the coroutine of that request
-    to the spawner    (SPAWN, key, interpreter, environment, cores or None, threads or None)
-                                               descriptors: the stub's control socket, stdout, stderr
-    from the spawner  (SPAWNED, key, pid) and (EXITED, key, status)
+                      (PING,)                                  asks for a PONG, whatever the model does
+    to the spawner    (SPAWN, key, interpreter, environment, cores or None, threads or None, sandbox)
+                                               descriptors: the stub's control socket, stdout, stderr, and where
+                                               faulthandler writes stacks. sandbox: see stub/sandbox.py
+                      (TEMPORARY, path)        a directory of the server's, to be removed when the server is gone
+    from the spawner  (EXITED, key, status), and from the process itself, before, (SPAWNED, key, pid)
 
 A message too long for a datagram travels in an anonymous file, whose descriptor comes last.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import socket
 from array import array
@@ -45,14 +56,18 @@ from .message import pack, unpack
 (
     HELLO, READY, COMPLETED, FAILED, GROW, LOG, ASK, TELL, CHECKED, FORKED,
     LOAD, AUTO_COMPLETE, SEGMENT, REGION, FORGET, ANSWER, CHECK, CANCEL,
-    SPAWN, SPAWNED, EXITED,
-) = range(21)  # fmt: skip
-
-NO_SEGMENT = -1
+    SPAWN, SPAWNED, EXITED, TEMPORARY, NO_ROOM, SHED, PING, PONG, DEVICE_SEGMENT, CUDA_REGION,
+) = range(28)  # fmt: skip
 
 _DATAGRAM_BYTES = 64 << 10
 _IN_FILE = 0xFF
 _MAX_FDS = 8
+_MOST_BYTES = 256 << 20
+"""A longer message is neither sent nor taken: whoever takes it has to hold all of it."""
+
+_F_GET_SEALS = 1034
+"""Of fcntl(2), which only files that are memory have."""
+
 _BLOCK_BYTES = 512
 """What st_blocks counts (stat(2))."""
 _ANCILLARY_BYTES = socket.CMSG_LEN(_MAX_FDS * array("i").itemsize)
@@ -84,9 +99,12 @@ class ControlSocket:
         Raises:
             PeerGone: the other end is closed.
             TimeoutError: the other end does not read.
+            ValueError: the message is longer than 256 MiB.
         """
         data = pack(message)
         file = None
+        if len(data) > _MOST_BYTES:
+            raise ValueError(f"a control message of {len(data)} bytes is longer than {_MOST_BYTES}")
         if len(data) > _DATAGRAM_BYTES:
             file = os.memfd_create("stublet-message")
             _write_all(file, data)
@@ -95,7 +113,9 @@ class ControlSocket:
             socket.send_fds(self._socket, [data], fds)
         except (BrokenPipeError, ConnectionResetError) as error:
             raise PeerGone("the other end of the control socket is closed") from error
-        except BlockingIOError as error:
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.ETOOMANYREFS):  # the latter: of the descriptors on their way (unix(7))
+                raise
             raise TimeoutError("the other end of the control socket does not read") from error
         finally:
             if file is not None:
@@ -163,12 +183,15 @@ def _read_file(message: Tuple[Any, ...], fds: List[int]) -> Tuple[Any, ...]:
         raise ProtocolError("a control message in a file comes with its length and its descriptor")
     file = fds.pop()
     try:
+        fcntl.fcntl(file, _F_GET_SEALS)
         about = os.fstat(file)
         if message[1] != about.st_size:
             raise ProtocolError("a control message is shorter than announced")
         if message[1] > about.st_blocks * _BLOCK_BYTES:
             # Whoever wants a message to take that much memory here has to have taken as much.
             raise ProtocolError("a control message is in a file with holes")
+        if message[1] > _MOST_BYTES:
+            raise ProtocolError(f"a control message of {message[1]} bytes is longer than {_MOST_BYTES}")
         return unpack(os.pread(file, message[1], 0))
     except (OSError, ValueError, OverflowError, MemoryError) as error:
         raise ProtocolError(f"a control message in a file cannot be read: {error}") from error

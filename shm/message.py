@@ -10,8 +10,9 @@ pack or unpack; a map costs three times that). Records, with () for optional par
           (NEWS, releases, results, calls)
 
     releases  ((segment, offset), ...)                 blocks of the receiver that the sender has done with
-    request   (key, borrowed, ((segment, offset, nbytes), ...), inputs, extras, regions)
-      borrowed  the blocks are another stub's: what is written to them must stay private
+    request   (key, flags, ((segment, offset, nbytes), ...), inputs, extras, regions)
+      flags     BORROWED: the blocks are another stub's: what is written to them must stay private. DEVICE_OUTPUTS: outputs that are on a
+                GPU may stay there
       input     (name, dtype, shape, index in blocks, offset in the block, nbytes)       name: index in the configuration; what is added to
                 the requests of sequences comes after the inputs that it has there
       extras    () or (id, requested names or None, parameters as JSON text, correlation id, flags, timeout in us), and the trace of a
@@ -31,10 +32,14 @@ pack or unpack; a map costs three times that). Records, with () for optional par
       error   () or (code, text)
     call      (call, flags, model, version, blocks, inputs, requested names, extras), a request that the model makes; or (call,), which
               cancels it
-      flags   STREAM: any number of responses are welcome. BLOCKING: execute cannot go on before this one is answered
+      flags   STREAM: any number of responses are welcome. BLOCKING: execute cannot go on before this one is answered. HOST_OUTPUTS: the
+              outputs are wanted in host memory, wherever they are made
       input   (name as text, dtype, shape, index in blocks, offset in the block, nbytes)
       extras  (id, parameters as JSON text, correlation id, flags, timeout in us), and the trace of a request that this one is part of
-    reply     (call, final, blocks, outputs, error, parameters), to a call; outputs with their names as text
+    reply     (call, final, blocks, outputs, error, parameters), to a call; outputs with their names as text; or (call,), which asks for it
+              once more with all of its inputs in host memory
+
+A block may be of device memory: its segment is then known by a handle (``stublet.shm.cuda``), and holds one tensor.
 
 Any bytes are a message or a ProtocolError.
 """
@@ -51,7 +56,7 @@ import msgpack
 from .dtype import BY_CODE, BYTES, MAX_RANK, has_elements
 from .errors import ProtocolError
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 _REMEMBERED = 1024
 
@@ -80,8 +85,11 @@ _RESULT_FLAGS = FINAL | RETURNED | EMPTY | RESCHEDULE | FAILURE
 IN_REGION = -1
 """Instead of the index of a block: the output is where the client wanted it, in a region of its own."""
 
-STREAM, BLOCKING = 1, 2
-_CALL_FLAGS = STREAM | BLOCKING
+BORROWED, DEVICE_OUTPUTS = 1, 2
+_REQUEST_FLAGS = BORROWED | DEVICE_OUTPUTS
+
+STREAM, BLOCKING, HOST_OUTPUTS = 1, 2, 4
+_CALL_FLAGS = STREAM | BLOCKING | HOST_OUTPUTS
 
 
 class ErrorCode(IntEnum):
@@ -193,8 +201,8 @@ def _check_blocks(blocks: Any) -> None:
 
 
 def _check_request(request: Any) -> None:
-    key, borrowed, blocks, inputs, extras, regions = request
-    if type(key) is not int or type(borrowed) is not bool:
+    key, flags, blocks, inputs, extras, regions = request
+    if type(key) is not int or type(flags) is not int or flags & ~_REQUEST_FLAGS:
         raise ValueError(f"request {key!r}")
     sizes = []
     for segment, offset, size in blocks:
@@ -304,7 +312,12 @@ def _check_parameters(text: str) -> None:
 
 
 def _check_reply(reply: Any) -> None:
-    call, final, blocks, outputs, error, parameters = reply
+    call, *rest = reply
+    if not rest:
+        if type(call) is not int:
+            raise ValueError(f"reply to call {call!r}")
+        return
+    final, blocks, outputs, error, parameters = rest
     if type(call) is not int or type(final) is not bool or type(parameters) is not str:
         raise ValueError(f"reply to call {call!r}")
     for segment, offset, size in blocks:

@@ -10,6 +10,7 @@ Both lie in one segment of 4,096 + 2 * 64 * 4,096 + 2 * 16,384 bytes, the channe
     256     8      up: asleep           parent 1, stub 0
     320     8      started              stub      key of the last request whose execute has begun, plus one
     384     8      verbose              parent    1 when lines of level VERBOSE are wanted
+    448     8      core                 parent    the core from which it last wrote to the stub, plus one; 0 when that is not known
     4096    64 * 4096                   down: slots, written by the parent
     266240  64 * 4096                   up: slots, written by the stub
     528384  16384                       cancelled: a byte for each open request, at its key modulo 16,384; 1 when nobody wants its
@@ -35,8 +36,9 @@ without the fences both can miss.
 from __future__ import annotations
 
 import os
-from typing import Optional
+from typing import Optional, Tuple
 
+from .cores import current_core
 from .errors import ProtocolError
 from .fence import WEAKLY_ORDERED, fence
 from .segment import Segment
@@ -49,6 +51,7 @@ CONSUMED = {"down": 64, "up": 192}
 ASLEEP = {"down": 128, "up": 256}
 STARTED = 320
 VERBOSE = 384
+CORE = 448
 FIRST_SLOT = {"down": HEADER_BYTES, "up": HEADER_BYTES + SLOTS * SLOT_BYTES}
 CANCELLED = HEADER_BYTES + 2 * SLOTS * SLOT_BYTES
 OPEN_REQUESTS = 16384
@@ -98,6 +101,14 @@ class Words:
     @verbose.setter
     def verbose(self, wanted: bool) -> None:
         self.view[VERBOSE // 8] = int(wanted)
+
+    def note_core(self) -> None:
+        """This thread is the parent's, and writes to the stub."""
+        self.view[CORE // 8] = current_core() + 1
+
+    def shares_core(self) -> bool:
+        """Whether this thread runs where the parent last wrote from."""
+        return current_core() + 1 == self.view[CORE // 8] != 0
 
 
 class _End:
@@ -170,6 +181,11 @@ class Consumer(_End):
         """Whether a record is there."""
         n = self._consumed
         return self._words[(self._first + n % SLOTS * SLOT_BYTES) >> 3] == n + 1
+
+    def awaited(self) -> Tuple[memoryview, int, int]:
+        """What ``ready`` looks at, for who looks often: the words, which of them, and what it is when the next record is there."""
+        n = self._consumed
+        return self._words, (self._first + n % SLOTS * SLOT_BYTES) >> 3, n + 1
 
     def pop(self) -> Optional[bytes]:
         """The next record, or None.

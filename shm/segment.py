@@ -1,12 +1,14 @@
 """Segments: pieces of shared memory without a name.
 
-A segment is created by the parent, unlinked before anything is written to it, and reaches a stub as a file descriptor. So no
-name can be guessed or left behind, whoever is killed when.
+A segment is created by the parent as a file without a name, and reaches a stub as a file descriptor. So no name can be guessed or left
+behind, whoever is killed when. Its size is sealed before anyone else has it (memfd_create(2), fcntl(2)): nobody can truncate it, so that
+touching it is never a SIGBUS, whatever a stub does with its descriptor.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import secrets
@@ -14,16 +16,28 @@ from contextlib import suppress
 from typing import List, Optional
 
 from .errors import OutOfSharedMemory, ProtocolError
+from .free_memory import shortage
 
 PAGE = mmap.PAGESIZE
+_MADV_REMOVE = 9
 _MADV_HUGEPAGE = 14
 _MADV_POPULATE_WRITE = 23
 _HUGE_PAGE = 2 << 20
-_KEEP_FREE = 64 << 20
 _STEP = 4 << 20
+
+# Of memfd_create(2) and fcntl(2); an interpreter that was built for an old C library has no names for them.
+_MFD_CLOEXEC, _MFD_ALLOW_SEALING, _MFD_NOEXEC_SEAL = 1, 2, 8
+_F_ADD_SEALS = 1033
+_SIZE_IS_SEALED = 1 | 2 | 4  # F_SEAL_SEAL: no more seals; F_SEAL_SHRINK; F_SEAL_GROW
+_NOT_HAD = (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL)
 
 EAGER_BYTES = 16 << 20
 """Segments up to this size are reserved and mapped when they are made, whoever they are for."""
+
+
+def whole_pages(nbytes: int) -> int:
+    """``nbytes`` rounded up to the size of a segment."""
+    return -(-nbytes // PAGE) * PAGE
 
 
 class Segment:
@@ -45,7 +59,7 @@ class Segment:
             self.memory = mmap.mmap(fd, size)
         except OSError as error:
             self.close()
-            raise OutOfSharedMemory(f"{size} bytes of shared memory cannot be mapped: {error.strerror}") from error
+            raise OutOfSharedMemory(f"{size} bytes of shared memory cannot be mapped: {_reason(error)}") from error
 
     @classmethod
     def create(cls, segment_id: int, size: int, as_it_fills: bool = False) -> Segment:
@@ -56,21 +70,15 @@ class Segment:
                 announces gigabytes and sends none of them costs nothing, and the pages of one that does come bit by bit.
 
         Raises:
-            OutOfSharedMemory: neither /dev/shm nor an anonymous file has room for it, or this process none for the mapping.
+            OutOfSharedMemory: there is no memory for it, no descriptor, or in this process no room for the mapping.
         """
-        size = -(-size // PAGE) * PAGE
+        size = whole_pages(size)
         _check_available(size)
         as_it_fills = as_it_fills and size > EAGER_BYTES
         try:
-            if as_it_fills:
-                raise OSError  # the limit of /dev/shm would be met only when it is too late to go elsewhere
-            fd = _sized(_unlinked_shm(), size, reserve=True)
-        except OSError:
-            # /dev/shm is missing, full or small (64 MiB in a container by default): memfd has no such limit.
-            try:
-                fd = _sized(os.memfd_create("stublet"), size, reserve=not as_it_fills)
-            except OSError as error:
-                raise OutOfSharedMemory(f"{size} bytes of shared memory cannot be had: {error.strerror}") from error
+            fd = _sealed(size, reserve=not as_it_fills)
+        except OSError as error:
+            raise OutOfSharedMemory(f"{size} bytes of shared memory cannot be had: {_reason(error)}") from error
         segment = cls(segment_id, fd, size)
         if not as_it_fills:
             segment.reserved = size
@@ -112,12 +120,12 @@ class Segment:
         start = self.reserved
         if end <= start or self.fd is None:
             return
-        step = min(-(-max(end - start, _STEP) // PAGE) * PAGE, self.size - start)
+        step = min(whole_pages(max(end - start, _STEP)), self.size - start)
         _check_available(step)
         try:
             os.posix_fallocate(self.fd, start, step)
         except OSError as error:
-            raise OutOfSharedMemory(f"{step} bytes of shared memory cannot be had: {error.strerror}") from error
+            raise OutOfSharedMemory(f"{step} bytes of shared memory cannot be had: {_reason(error)}") from error
         self._map_pages(start, step)
         self.reserved = start + step
 
@@ -145,6 +153,12 @@ class Segment:
         with suppress(OSError):
             self.memory.madvise(_MADV_POPULATE_WRITE, start, nbytes)
 
+    def discard(self) -> None:
+        """Gives the memory back to the system at once, whoever still maps it, and the descriptor. What was in it is lost."""
+        with suppress(OSError):
+            self.memory.madvise(_MADV_REMOVE)
+        self.close()
+
     def close(self) -> None:
         """Gives the descriptor back. The memory itself goes when its last mapping does."""
         if self.fd is not None:
@@ -155,6 +169,41 @@ class Segment:
         self.close()
 
 
+def _sealed(size: int, reserve: bool) -> int:
+    """A file of that size without a name, whose size nobody can change any more."""
+    fd = _anonymous_file()
+    if fd is None:
+        # In a sandbox that does without memfd_create, size cannot be sealed, and /dev/shm has to have room.
+        try:
+            return _sized(_unlinked_shm(), size, reserve=True)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            text = "/dev/shm is full: enlarge it (docker run --shm-size=1g), or permit the system call memfd_create, which does without it"
+            raise OSError(errno.ENOSPC, text) from error
+    fd = _sized(fd, size, reserve)
+    try:
+        fcntl.fcntl(fd, _F_ADD_SEALS, _SIZE_IS_SEALED)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _anonymous_file() -> Optional[int]:
+    """None where there is no such thing."""
+    create = getattr(os, "memfd_create", None)
+    if create is None:
+        return None
+    for more in (_MFD_NOEXEC_SEAL, 0):  # before Linux 6.3 there was no such flag
+        try:
+            return int(create("stublet", _MFD_CLOEXEC | _MFD_ALLOW_SEALING | more))
+        except OSError as error:
+            if error.errno not in _NOT_HAD:
+                raise
+    return None
+
+
 def _unlinked_shm() -> int:
     # Imported here because a stub's interpreter need not have it: only the parent creates segments.
     import posix_ipc
@@ -162,13 +211,14 @@ def _unlinked_shm() -> int:
     try:
         shm = posix_ipc.SharedMemory("/stublet-" + secrets.token_hex(16), posix_ipc.O_CREX, mode=0o600)
     except posix_ipc.Error as error:  # no kin of OSError: /dev/shm is missing (ENOENT), or is not ours to write to (EACCES)
-        raise OSError(f"/dev/shm cannot be used: {error}") from error
+        raise OSError(errno.EACCES, f"/dev/shm cannot be used: {error}") from error
     shm.unlink()
     return int(shm.fd)
 
 
 def _sized(fd: int, size: int, reserve: bool) -> int:
-    """Gives a new file its size; reserves the pages, so that a full /dev/shm is an error here rather than a SIGBUS at the first store."""
+    """Gives a new file its size; reserves the pages, so that a lack of memory is an error here and not the end of the process at the first
+    store."""
     try:
         if reserve:
             os.posix_fallocate(fd, 0, size)
@@ -181,21 +231,16 @@ def _sized(fd: int, size: int, reserve: bool) -> int:
 
 
 def _check_available(nbytes: int) -> None:
-    available = _memory_available()
-    if available is not None and nbytes + _KEEP_FREE > available:
-        raise OutOfSharedMemory(f"{nbytes} bytes of shared memory are needed, but the machine has {available} bytes available")
+    short = shortage(nbytes)
+    if short is not None:
+        whose, available = short
+        raise OutOfSharedMemory(f"{nbytes} bytes of shared memory are needed, but {whose} has {available} bytes available")
 
 
-def _memory_available() -> Optional[int]:
-    try:
-        with open("/proc/meminfo", "rb") as meminfo:
-            for line in meminfo:
-                if line.startswith(b"MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError as error:
-        if error.errno != errno.ENOENT:
-            raise
-    return None
+def _reason(error: OSError) -> str:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{error.strerror}: every segment takes two descriptors, so raise the limit of open files (ulimit -n)"
+    return str(error.strerror)
 
 
 class SegmentTable(dict):

@@ -59,19 +59,25 @@ def main() -> int:
     if len(sys.argv) < 3 or sys.argv[1] not in ("--control", "--spawner"):
         print(__doc__, file=sys.stderr)
         print(
-            "usage: python -m stublet.stub --control FD MSGPACK | --spawner FD   (descriptors inherited from the server)", file=sys.stderr
+            "usage: python -m stublet.stub --control FD STACKS MSGPACK | --spawner FD   (descriptors inherited from the server)",
+            file=sys.stderr,
         )
         return 2
     _forget_libraries()
+    _make_importable()
+    from stublet.stub import faults
+
+    if sys.argv[1] == "--control":
+        # As early as can be: libraries crash while they are imported, too.
+        faults.report_to(int(sys.argv[3]))
     try:
         import numpy  # noqa: F401
     except ImportError as error:
         print("stublet: the model's environment has no usable numpy, which is the one package it needs: pip install numpy", file=sys.stderr)
         print("(%s: %s)" % (sys.executable, error), file=sys.stderr)
         return 3
-    _make_importable()
     if sys.argv[1] == "--control":
-        _add_msgpack(sys.argv[3])
+        _add_msgpack(sys.argv[4])
     from stublet.stub import process, spawner
 
     fd = int(sys.argv[2])
@@ -79,7 +85,8 @@ def main() -> int:
         child = spawner.main(fd)
         if child is None:
             return 0
-        fd = child
+        fd, stacks = child
+        faults.report_to(stacks)
     return process.main(fd)
 
 

@@ -10,22 +10,27 @@ import asyncio
 import itertools
 import threading
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple, Union
+from contextlib import suppress
+from functools import partial
+from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 from ..shm.dtype import BY_CODE
-from ..shm.errors import OutOfSharedMemory
-from ..shm.message import BLOCKING, STREAM, ErrorCode
+from ..shm.errors import OutOfSharedMemory, ProtocolError
+from ..shm.message import BLOCKING, HOST_OUTPUTS, STREAM, ErrorCode
 from ..shm.polling import PollBudget
 from .error import TritonError, TritonModelException
 from .inbox import Inbox, Waiter
 from .memory import BlockKey, StubMemory
 from .outbox import Outbox
+from .preferred_memory import TRITONSERVER_MEMORY_CPU
 from .request import InferenceRequest
 from .response import InferenceResponse
 from .response_iterator import ResponseIterator
-from .tensor import Tensor
+from .tensor import Tensor, tensor_over
 
 NOT_NOW = "BLS is only supported during the 'execute' function."
+
+_REMEMBERED = 1024
 
 Reply = Tuple[Any, ...]
 
@@ -46,6 +51,8 @@ class Caller:
         self._blocks_execute = blocks_execute
         self._numbers = itertools.count()
         self._open: Dict[int, _Call] = {}
+        self._on_host: Set[Tuple[str, int]] = set()
+        """Models that take their inputs from host memory only."""
         self.allowed = False
         """Whether models may be called now: from the first execution on, until the end."""
 
@@ -73,6 +80,9 @@ class Caller:
 
     def route(self, reply: Reply) -> None:
         """Takes a reply that came down the ring. In the thread that reads it."""
+        if len(reply) == 1:
+            self._send_again(*reply)
+            return
         number, final = reply[:2]
         call = self._open.get(number)
         if final:
@@ -87,16 +97,18 @@ class Caller:
         for segment, offset, _ in reply[2]:
             self._memory.dropped.append((segment, offset))
 
-    def read(self, reply: Reply) -> InferenceResponse:
-        """The response that a reply is."""
+    def read(self, reply: Reply, device: Optional[int] = None) -> InferenceResponse:
+        """The response that a reply is; its outputs on that GPU, if they can be there."""
         _, _, blocks, outputs, error, parameters = reply
         if error:
             code, text = error
             return InferenceResponse._received([], TritonError(text, ErrorCode(code)), "{}")
         bases = self._memory.borrow(blocks)
-        tensors = [Tensor._over(name, BY_CODE[dtype], shape, bases[i], offset, nbytes) for name, dtype, shape, i, offset, nbytes in outputs]
+        tensors = [tensor_over(name, BY_CODE[dtype], shape, bases[i], offset, nbytes) for name, dtype, shape, i, offset, nbytes in outputs]
         for block, base in zip(blocks, bases):
             self._memory.keep(block, base)
+        if device is not None:
+            tensors = [_moved(tensor, device) for tensor in tensors]
         return InferenceResponse._received(tensors, None, parameters or "{}")
 
     def _start(self, request: InferenceRequest, stream: bool, waits: bool) -> _Call:
@@ -108,17 +120,41 @@ class Caller:
         number = next(self._numbers)
         call = _Call(number, self, self._inbox, self._poll)
         flags = (STREAM if stream else 0) | (BLOCKING if waits and self._blocks_execute() else 0)
+        wanted = request._preferred_memory
+        if wanted is not None:
+            if wanted._memory_type is TRITONSERVER_MEMORY_CPU:
+                flags |= HOST_OUTPUTS
+            else:
+                call.device = wanted._device_id
+        if True in [tensor._on_device for tensor in request._inputs]:
+            call.again = partial(self._send, number, flags, request, goes_on=True, on_device=False)
+        self._open[number] = call
+        self._send(number, flags, request, goes_on=not waits, on_device=call.again is not None and request._callee() not in self._on_host)
+        return call
+
+    def _send(self, number: int, flags: int, request: InferenceRequest, goes_on: bool, on_device: bool) -> None:
+        """``on_device``: inputs that are on a GPU stay there."""
         extras = request._extras()
         blocks: Sequence[BlockKey] = ()
-        self._open[number] = call
         try:
-            blocks, inputs = self._memory.place([(tensor._name, tensor) for tensor in request._inputs], goes_on=not waits)
+            blocks, inputs = self._memory.place([(tensor._name, tensor) for tensor in request._inputs], goes_on, on_device)
             message = (number, flags, request._model_name, request._model_version, blocks, inputs, sorted(request._requested), extras)
             self._outbox.post((), (message,))
-        except OutOfSharedMemory as error:
+        except (OutOfSharedMemory, TritonModelException) as error:
             self._memory.take_back(blocks)
             self.route((number, True, (), (), (ErrorCode.INTERNAL, str(error)), ""))
-        return call
+
+    def _send_again(self, number: int) -> None:
+        """The model that was called takes its inputs from host memory only, as it will the next time."""
+        call = self._open.get(number)
+        if call is None or call.again is None:
+            raise ProtocolError(f"call {number} is to be made again, but is not open or has nothing on a GPU")
+        again, call.again = call.again, None
+        request: InferenceRequest = again.args[2]
+        if len(self._on_host) >= _REMEMBERED:
+            self._on_host.clear()
+        self._on_host.add(request._callee())
+        again()
 
     def cancel(self, number: int) -> None:
         """Tells the server that nobody waits for a call any more."""
@@ -138,6 +174,10 @@ class _Call:
         self._given_up = False
         self._waiter: Optional[Waiter] = None
         self._notify: Optional[Callable[[], None]] = None
+        self.again: Optional[partial[None]] = None
+        """Makes the call once more with its inputs in host memory, if it has any elsewhere."""
+        self.device: Optional[int] = None
+        """The GPU on which the outputs are wanted."""
         # The collection of garbage, and so ``abandon``, may come while this very thread holds it.
         self._lock = threading.RLock()
 
@@ -169,7 +209,7 @@ class _Call:
                     return None
                 self._waiter = waiter
             self._inbox.wait(waiter)
-        return self._caller.read(reply)
+        return self._caller.read(reply, self.device)
 
     async def next_async(self) -> Optional[InferenceResponse]:
         """``next`` for a coroutine."""
@@ -199,7 +239,7 @@ class _Call:
         with self._lock:
             reply = self._replies.popleft() if self._replies and not future.done() else None
         if not future.done():
-            future.set_result(None if reply is None else self._caller.read(reply))
+            future.set_result(None if reply is None else self._caller.read(reply, self.device))
 
     def cancel(self) -> None:
         """Tells the other model that nobody waits for the rest; what it sends all the same can still be taken."""
@@ -222,3 +262,11 @@ class _Call:
         """``cancel`` and ``abandon``: the coroutine that waited was cancelled."""
         self.abandon()
         self.cancel()
+
+
+def _moved(tensor: Tensor, device: int) -> Tensor:
+    """The tensor on that GPU; where it is, if it cannot be there: a preferred memory is a wish."""
+    if not tensor._on_device:
+        with suppress(TritonModelException):
+            return tensor.to(f"cuda:{device}")
+    return tensor

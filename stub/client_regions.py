@@ -1,5 +1,6 @@
 """Tensors in shared memory of clients, at the stub's end: large inputs are viewed where they are, outputs are copied there, once.
 
+Memory of a GPU is given to a model as it is there if the model takes such inputs, else it is copied to the arena.
 What a model writes to its inputs is not seen by the client, for they are in a copy-on-write mapping. What it keeps of them when its request
 is over becomes its own. Small inputs, strings, and those that lie where an array should not are copied to the stub's own arena.
 """
@@ -7,7 +8,7 @@ is over becomes its own. Small inputs, strings, and those that lie where an arra
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -17,9 +18,13 @@ from ..shm.dtype import BYTES, element_count
 from ..shm.errors import OutOfSharedMemory
 from ..shm.message import IN_REGION, ErrorCode
 from .bus_guard import GuardedMapping
+from .error import TritonModelException
 from .memory import StubMemory
 from .tensor import Tensor
 from .window import Lost, Window
+
+if TYPE_CHECKING:
+    from .cuda.region import DeviceRegion
 
 _ALIGNMENT = 64
 """Of the first element of an array, as DLPack wants it."""
@@ -38,6 +43,13 @@ class Region(NamedTuple):
 
     name: str
     window: Window
+
+    def close(self) -> None:
+        """It is no more."""
+        self.window.close()
+
+
+AnyRegion = Union[Region, "DeviceRegion"]
 
 
 class Look(NamedTuple):
@@ -59,7 +71,7 @@ class Look(NamedTuple):
         else:
             if not self.mapping.lost:
                 return
-        raise Refused(ErrorCode.INVALID_ARG, _lost(self.region, self.what))
+        raise Refused(ErrorCode.INVALID_ARG, _lost(self.region.name, self.what))
 
     def keep(self) -> None:
         """The model keeps it: from now on it has bytes of its own."""
@@ -94,19 +106,27 @@ class ClientRegions:
     model: its name.
     inputs: the names of its inputs, in the order of the configuration.
     outputs: those of its outputs.
+    on_device: whether the model takes inputs in memory of a GPU.
     """
 
     def __init__(
-        self, memory: StubMemory, fetch: Callable[[int], Region], model: str, inputs: Sequence[str], outputs: Sequence[str]
+        self,
+        memory: StubMemory,
+        fetch: Callable[[int], AnyRegion],
+        model: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        on_device: bool = False,
     ) -> None:
         self._memory = memory
         self._fetch = fetch
         self._model = model
         self._inputs = inputs
         self._outputs = outputs
+        self._on_device = on_device
 
-    def read(self, reads: Sequence[Place], inputs: Sequence[Tuple[Any, ...]], first: int) -> Tuple[List[np.ndarray], List[Optional[Look]]]:
-        """The places that a request names, UINT8, each a view or a copy.
+    def read(self, reads: Sequence[Place], inputs: Sequence[Tuple[Any, ...]], first: int) -> Tuple[List[Any], List[Optional[Look]]]:
+        """The places that a request names: UINT8, each a view or a copy, or a ``cuda.memory.DeviceMemory``.
 
         Args:
             inputs: of the request, as a message has them; in which ``first`` is the number of the first place.
@@ -114,7 +134,7 @@ class ClientRegions:
         Raises:
             Refused: something is not there, there is no room for it, or it is not what the request says.
         """
-        bases: List[np.ndarray] = []
+        bases: List[Any] = []
         looks: List[Optional[Look]] = []
         strings = {block for _, dtype, _, block, _, _ in inputs if dtype == BYTES.code}
         for number, (region_id, offset, nbytes) in enumerate(reads, first):
@@ -122,6 +142,10 @@ class ClientRegions:
             names = [self._inputs[index] for index, _, _, block, _, _ in inputs if block == number]
             what = f"input '{names[0]}'" if names else "an input"
             try:
+                if not isinstance(region, Region):
+                    bases.append(self._from_device(region, offset, nbytes, number in strings, what))
+                    looks.append(None)
+                    continue
                 found = None
                 if nbytes >= LARGE_BYTES and number not in strings and region.window.place(offset) % _ALIGNMENT == 0:
                     found = self._view(region, offset, nbytes, what)
@@ -129,7 +153,7 @@ class ClientRegions:
                 if look is None:
                     region.window.read(offset, base)
             except Lost:
-                raise Refused(ErrorCode.INVALID_ARG, _lost(region, what)) from None
+                raise Refused(ErrorCode.INVALID_ARG, _lost(region.name, what)) from None
             except OutOfSharedMemory as error:
                 text = f"the inputs of a request to model '{self._model}' find no room: {error}"
                 raise Refused(ErrorCode.UNAVAILABLE, text) from None
@@ -142,6 +166,16 @@ class ClientRegions:
                 if wrong:
                     raise Refused(ErrorCode.INVALID_ARG, wrong)
         return bases, looks
+
+    def _from_device(self, region: DeviceRegion, offset: int, nbytes: int, strings: bool, what: str) -> Any:
+        try:
+            if self._on_device and not strings:
+                return region.lend(offset, nbytes)
+            base = self._memory.take_in(nbytes)
+            region.read(offset, base)
+            return base
+        except TritonModelException as error:
+            raise Refused(ErrorCode.INVALID_ARG, _unusable(region.name, what, error)) from error
 
     def _view(self, region: Region, offset: int, nbytes: int, what: str) -> Optional[Tuple[np.ndarray, Look]]:
         window = region.window
@@ -183,21 +217,39 @@ class ClientRegions:
         for index, tensor in tensors:
             region_id, offset, _ = writes[index]
             region = self._fetch(region_id)
-            frozen: Optional[Any] = tensor._frozen
-            data = tensor._wire() if frozen is None else np.frombuffer(frozen, np.uint8)
-            try:
-                region.window.write(offset, data)
-            except (Lost, OutOfSharedMemory):
-                raise Refused(ErrorCode.INVALID_ARG, _lost(region, f"output '{self._outputs[index]}'")) from None
+            what = f"output '{self._outputs[index]}'"
+            if not isinstance(region, Region):
+                try:
+                    if tensor._on_device:
+                        region.copy(offset, tensor)  # type: ignore[arg-type]
+                    else:
+                        region.write(offset, _bytes_of(tensor))
+                except TritonModelException as error:
+                    raise Refused(ErrorCode.INVALID_ARG, _unusable(region.name, what, error)) from error
+            else:
+                try:
+                    region.window.write(offset, _bytes_of(tensor.cpu()))
+                except (Lost, OutOfSharedMemory):
+                    raise Refused(ErrorCode.INVALID_ARG, _lost(region.name, what)) from None
             described.append((index, tensor._dtype.code, tensor._shape, IN_REGION, 0, tensor._nbytes))
         return described
 
 
-def _lost(region: Region, what: str) -> str:
+def _lost(region: str, what: str) -> str:
     return (
-        f"shared memory region '{region.name}' no longer has the bytes of {what}: it was truncated after it was registered, or its file "
+        f"shared memory region '{region}' no longer has the bytes of {what}: it was truncated after it was registered, or its file "
         "system is full"
     )
+
+
+def _unusable(region: str, what: str, error: Exception) -> str:
+    return f"shared memory region '{region}' cannot be used for {what}: {error}"
+
+
+def _bytes_of(tensor: Tensor) -> np.ndarray:
+    """UINT8 [nbytes], as they were when it was first sent."""
+    frozen: Optional[Any] = tensor._frozen
+    return tensor._wire() if frozen is None else np.frombuffer(frozen, np.uint8)
 
 
 def _address(array: np.ndarray) -> int:

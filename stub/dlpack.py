@@ -1,4 +1,4 @@
-"""DLPack in both directions for CPU tensors, legacy and versioned capsules, in ctypes.
+"""DLPack in both directions, legacy and versioned capsules, in ctypes.
 
 numpy knows no BF16, and refuses to export or import some read-only arrays, so the structures of ``dlpack.h`` (version 1) are
 written out here. Source: https://dmlc.github.io/dlpack/latest/c_api.html and python_spec.html; spec 1.4.2.
@@ -19,10 +19,12 @@ from ..shm.arena import ALIGNMENT
 from ..shm.dtype import BY_NAME, DataType, element_count
 from .error import TritonModelException
 
-CPU, CUDA, CUDA_HOST = 1, 2, 3
+CPU, CUDA, CUDA_HOST, CUDA_MANAGED = 1, 2, 3, 13
 _VERSION = (1, 0)
-_FLAG_READ_ONLY = 1
+_FLAG_READ_ONLY, _FLAG_IS_COPIED = 1, 2
 _NOT_CONTIGUOUS = "DLPack tensor is not contiguous. Only contiguous DLPack tensors that are stored in C-Order are supported."
+
+_ON_GPU = (CUDA, CUDA_MANAGED)
 
 _INT, _UINT, _FLOAT, _BFLOAT, _BOOL = 0, 1, 2, 4, 6
 _KINDS = {"INT": _INT, "UINT": _UINT, "FP": _FLOAT}
@@ -112,8 +114,21 @@ def _numpy_is_versioned() -> bool:
 _NUMPY_IS_VERSIONED = _numpy_is_versioned()
 
 
-def export_capsule(owner: object, address: int, dtype: DataType, shape: Sequence[int], versioned: bool, read_only: bool = False) -> Any:
-    """A capsule for dense CPU memory; exactly one reference to ``owner`` is held until the consumer, or the unused capsule, ends.
+def export_capsule(
+    owner: object,
+    address: int,
+    dtype: DataType,
+    shape: Sequence[int],
+    versioned: bool,
+    read_only: bool = False,
+    device: Tuple[int, int] = (CPU, 0),
+    copied: bool = False,
+) -> Any:
+    """A capsule for dense memory; exactly one reference to ``owner`` is held until the consumer, or the unused capsule, ends.
+
+    Args:
+        device: where it is. numpy, which makes the capsule, looks at no byte of it.
+        copied: nobody else has this memory.
 
     Raises:
         TritonModelException: the data type is BYTES.
@@ -128,7 +143,8 @@ def export_capsule(owner: object, address: int, dtype: DataType, shape: Sequence
         name, capsule = _LEGACY, array.__dlpack__()
     managed = _STRUCT[name].from_address(_api.PyCapsule_GetPointer(capsule, name))
     if name == _VERSIONED:
-        managed.flags = _FLAG_READ_ONLY if read_only else 0
+        managed.flags = (_FLAG_READ_ONLY if read_only else 0) | (_FLAG_IS_COPIED if copied else 0)
+    managed.tensor.device = _Device(*device)
     managed.tensor.dtype = _Type(*_CODE_OF[dtype.name], 1)
     managed.tensor.strides = None
     managed.tensor.data = address
@@ -136,19 +152,24 @@ def export_capsule(owner: object, address: int, dtype: DataType, shape: Sequence
 
 
 class Imported(NamedTuple):
-    """A consumed CPU tensor: ``data`` is UINT8 [nbytes]; the producer's memory lives as long as any view of it."""
+    """A consumed tensor: ``data`` is UINT8 [nbytes], or a ``cuda.memory.DeviceMemory``; the producer's memory lives as long as any view of
+    it."""
 
-    data: np.ndarray
+    data: Any
     dtype: DataType
     shape: Tuple[int, ...]
 
 
 class _Owner:
-    """Base of the arrays over imported memory; runs the producer's deleter when the last of them is gone."""
+    """Keeps imported memory, as the base of the arrays over it; runs the producer's deleter when it is gone."""
 
-    def __init__(self, managed: Any, place: int, address: int, nbytes: int, read_only: bool) -> None:
+    def __init__(self, managed: Any, place: int) -> None:
         self._managed, self._place = managed, place
+
+    def array(self, address: int, nbytes: int, read_only: bool) -> np.ndarray:
+        """Of which it is the base, UINT8 [nbytes]."""
         self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (nbytes,), "data": (address, read_only)}
+        return np.asarray(self)
 
     def __del__(self) -> None:
         deleter = self._managed.deleter
@@ -160,9 +181,11 @@ def import_tensor(obj: Any) -> Imported:
     """Consumes a capsule, or an object with ``__dlpack__`` and ``__dlpack_device__``.
 
     Raises:
-        TritonModelException: neither; a device other than the CPU; not dense in C order; a data type that Triton does not have.
+        TritonModelException: neither; a device that cannot be used; not dense in C order; a data type that Triton does not have.
     """
-    return _consume(obj if type(obj).__name__ == "PyCapsule" else _ask(obj))
+    if type(obj).__name__ == "PyCapsule":
+        return _consume(obj, is_complete=False)
+    return _consume(_ask(obj), is_complete=True)
 
 
 def _ask(obj: Any) -> Any:
@@ -170,22 +193,40 @@ def _ask(obj: Any) -> Any:
         raise TritonModelException(
             "Provided tensor is not supported. Tensor must be a DLPack capsule or have `__dlpack__` and `__dlpack_device__` attributes"
         )
-    _check_device(int(obj.__dlpack_device__()[0]))
+    device, ordinal = map(int, obj.__dlpack_device__())
+    _check_device(device)
+    if device in _ON_GPU:
+        from .cuda.dlpack import when_complete
+
+        return when_complete(ordinal, lambda stream: _ask_for(obj, stream=stream))
+    return _ask_for(obj)
+
+
+def _ask_for(obj: Any, **stream: int) -> Any:
     try:
-        return obj.__dlpack__(max_version=_VERSION)
+        return obj.__dlpack__(max_version=_VERSION, **stream)
     except (TypeError, BufferError):
         # A producer from before DLPack 1.0 knows no max_version; numpy exports read-only arrays in neither form.
-        return obj.__dlpack__()
+        return obj.__dlpack__(**stream)
 
 
 def _check_device(device: int) -> None:
-    if device == CUDA:
-        raise TritonModelException("DLPack capsule passed pointer to memory allocated on GPU device, when GPU is not available")
-    if device not in (CPU, CUDA_HOST):
+    if device in _ON_GPU:
+        from ..shm.cuda.driver import NoDriver
+        from .cuda.devices import devices
+
+        try:
+            devices()
+        except NoDriver:
+            raise TritonModelException(
+                "DLPack capsule passed pointer to memory allocated on GPU device, when GPU is not available"
+            ) from None
+    elif device not in (CPU, CUDA_HOST):
         raise TritonModelException(f"DLDevice type {device} is not support by Python backend.")
 
 
-def _consume(capsule: Any) -> Imported:
+def _consume(capsule: Any, is_complete: bool) -> Imported:
+    """``is_complete``: whatever was done to the memory is done; otherwise, on a GPU, that is waited for."""
     for name in (_VERSIONED, _LEGACY):
         if _api.PyCapsule_IsValid(capsule, name):
             break
@@ -203,13 +244,23 @@ def _consume(capsule: Any) -> Imported:
         raise TritonModelException(_NOT_CONTIGUOUS)
     dtype = _data_type(tensor.dtype)
     nbytes = element_count(shape) * dtype.itemsize
+    if tensor.device.type in _ON_GPU:
+        from .cuda.dlpack import adopt
+
+        ordinal, address = tensor.device.id, (tensor.data or 0) + tensor.byte_offset
+
+        def take() -> _Owner:
+            _api.PyCapsule_SetName(capsule, _USED[name])
+            return _Owner(managed, place)
+
+        return Imported(adopt(ordinal, address, nbytes, is_complete, take), dtype, shape)
     _api.PyCapsule_SetName(capsule, _USED[name])
     if nbytes == 0:
         if managed.deleter:
             managed.deleter(place)
         return Imported(np.empty(0, np.uint8), dtype, shape)
     read_only = name == _VERSIONED and bool(managed.flags & _FLAG_READ_ONLY)
-    data = np.asarray(_Owner(managed, place, tensor.data + tensor.byte_offset, nbytes, read_only))
+    data = _Owner(managed, place).array(tensor.data + tensor.byte_offset, nbytes, read_only)
     return Imported(data, dtype, shape)
 
 

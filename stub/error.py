@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from typing import Callable
 
 from ..shm.message import ErrorCode
 
@@ -55,9 +56,14 @@ class TritonError:
 
 
 def headline(error: BaseException) -> str:
-    """``ExcType: message``, the first line of what a client is told."""
+    """``ExcType: message``, which a client is always told."""
     text = str(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def teller(expose_tracebacks: bool) -> Callable[[BaseException], str]:
+    """How clients are told of an exception of the model."""
+    return with_frames if expose_tracebacks else headline
 
 
 def with_frames(error: BaseException) -> str:

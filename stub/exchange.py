@@ -28,9 +28,10 @@ _UNANSWERED = "execute returned None for the request, and no response sender ans
 
 
 class Exchange:
-    """``closed``: nothing more may be sent. ``sent``: a response was. Both change under the lock of the outbox."""
+    """``closed``: nothing more may be sent. ``sent``: a response was. Both change under the lock of the outbox. ``on_device``: outputs that
+    are on a GPU may stay there."""
 
-    __slots__ = ("_cancelled", "closed", "in_regions", "key", "reschedule", "sent", "wanted")
+    __slots__ = ("_cancelled", "closed", "in_regions", "key", "on_device", "reschedule", "sent", "wanted")
 
     outbox: ClassVar[Outbox]
     placing: ClassVar[Placing]
@@ -38,10 +39,11 @@ class Exchange:
     held_flags: ClassVar[memoryview]
     decoupled: ClassVar[bool] = False
 
-    def __init__(self, key: int, wanted: Set[str], in_regions: Optional[InRegions] = None) -> None:
+    def __init__(self, key: int, wanted: Set[str], in_regions: Optional[InRegions] = None, on_device: int = 0) -> None:
         self.key = key
         self.wanted = wanted
         self.in_regions = in_regions
+        self.on_device = on_device
         self.closed = False
         self.sent = False
         self.reschedule = False
@@ -68,7 +70,7 @@ class Exchange:
         try:
             if response is not None:
                 try:
-                    answer = self.placing.answer(response, self.wanted, goes_on=True, in_regions=self.in_regions)
+                    answer = self.placing.answer(response, self.wanted, True, self.in_regions, self.on_device)
                 except Refused as refusal:
                     flags |= FAILURE
                     answer = refusal.answer

@@ -12,7 +12,8 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 import numpy as np
 
 from ..shm.dtype import BY_CODE
-from ..shm.message import EMPTY, FAILURE, FINAL, RESCHEDULE, RETURNED, ErrorCode
+from ..shm.errors import OutOfSharedMemory
+from ..shm.message import BORROWED, DEVICE_OUTPUTS, EMPTY, FAILURE, FINAL, RESCHEDULE, RETURNED, ErrorCode
 from .client_regions import ClientRegions, InRegions, Refused
 from .error import TritonModelException, headline
 from .exchange import Exchange
@@ -21,7 +22,7 @@ from .outbox import Outbox
 from .placing import NOTHING, Answer, Placing
 from .request import InferenceRequest
 from .response import InferenceResponse
-from .tensor import Tensor
+from .tensor import Tensor, tensor_over
 
 _REMEMBERED = 1024
 
@@ -36,6 +37,7 @@ class Executions:
         inputs: names of the model's inputs, in the order of the configuration.
         outputs: of its outputs.
         log: takes (level, file, line, text, traceback, request ids).
+        tell: what clients are told of an exception, see ``error.teller``.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Executions:
         outputs: Sequence[str],
         instance: str,
         log: Log,
+        tell: Callable[[BaseException], str] = headline,
     ) -> None:
         self.memory = memory
         self.outbox = outbox
@@ -55,6 +58,7 @@ class Executions:
         self.regions = regions
         self.instance = instance
         self.log = log
+        self.tell = tell
         self._inputs = inputs
         self._outputs = outputs
         self._all_outputs: Set[str] = set(outputs)
@@ -65,15 +69,22 @@ class Executions:
         them. A request whose inputs cannot be had is answered, and not among them."""
         requests: List[InferenceRequest] = []
         exchanges: List[Exchange] = []
-        refs: List[List[weakref.ref]] = []
+        refs: List[List[Any]] = []
         memory = self.memory
         refused: Dict[int, Answer] = {}
+        bases: List[Any] = []
         last: Any = None
-        for key, borrowed, blocks, inputs, extras, regions in batch:
+        for key, flags, blocks, inputs, extras, regions in batch:
+            borrowed = flags & BORROWED
             # Requests that lie in rows of one block have one base, so that a view of it may be one of all of them.
             in_rows = blocks == last and not borrowed and not regions
             if not in_rows:
-                bases = memory.borrow(blocks) if borrowed else memory.receive(blocks)
+                try:
+                    bases = memory.borrow(blocks) if borrowed else memory.receive(blocks)
+                except OutOfSharedMemory as error:
+                    refused[key] = (), (), (ErrorCode.UNAVAILABLE, str(error)), ""
+                    last = None
+                    continue
             last = None if borrowed or regions else blocks
             in_regions: Optional[InRegions] = None
             if regions:
@@ -85,16 +96,19 @@ class Executions:
                 bases += read
                 del read
                 in_regions = InRegions(looks, {index: (region, offset, nbytes) for index, region, offset, nbytes in regions[1]})
-            refs.append(refs[-1] if in_rows else [weakref.ref(base) for base in bases])
+            # Device memory comes from other stubs, or clients, and rarely: all others are spared the question.
+            on_device = (borrowed or regions) and memory.has_devices
+            refs.append(refs[-1] if in_rows else list(map(_watched, bases)) if on_device else [weakref.ref(base) for base in bases])
             plan = self._plans.get(inputs) or self._plan(inputs)
-            tensors = [Tensor._over(name, dtype, shape, bases[i], start, size) for name, dtype, shape, i, start, size in plan]
+            over = tensor_over if on_device else Tensor._over
+            tensors = [over(name, dtype, shape, bases[i], start, size) for name, dtype, shape, i, start, size in plan]
             if extras:
                 requested = extras[1]
                 wanted = self._all_outputs if requested is None else {self._outputs[i] for i in requested}
-                exchange = Exchange(key, wanted, in_regions)
+                exchange = Exchange(key, wanted, in_regions, flags & DEVICE_OUTPUTS)
                 requests.append(InferenceRequest._received(tensors, exchange, extras[0], *extras[2:]))
             else:
-                exchange = Exchange(key, self._all_outputs, in_regions)
+                exchange = Exchange(key, self._all_outputs, in_regions, flags & DEVICE_OUTPUTS)
                 requests.append(InferenceRequest._received(tensors, exchange))
             exchanges.append(exchange)
         if refused:
@@ -117,7 +131,7 @@ class Execution:
 
     __slots__ = ("_batch", "_common", "_refs", "exchanges", "started")
 
-    def __init__(self, common: Executions, batch: Sequence[Message], exchanges: List[Exchange], refs: List[List[weakref.ref]]) -> None:
+    def __init__(self, common: Executions, batch: Sequence[Message], exchanges: List[Exchange], refs: List[List[Any]]) -> None:
         self._common = common
         self._batch = batch
         self._refs = refs
@@ -139,7 +153,10 @@ class Execution:
             responses = check_returned(values.pop(), self.exchanges, self._common.instance)
             for response, exchange in zip(responses, self.exchanges):
                 try:
-                    answers.append(None if response is None else placing.answer(response, exchange.wanted, False, exchange.in_regions))
+                    if response is None:
+                        answers.append(None)
+                    else:
+                        answers.append(placing.answer(response, exchange.wanted, False, exchange.in_regions, exchange.on_device))
                 except Refused as refusal:
                     failed.add(exchange.key)
                     answers.append(refusal.answer)
@@ -212,20 +229,26 @@ class Execution:
     def _kept(self, index: int, answer: Answer = NOTHING) -> Sequence[int]:
         """Which of a request's blocks the model still views; what an answer says of such a block is copied. Under the lock of the outbox:
         their release must not be written before it has been written that they are kept."""
-        _, borrowed, blocks, *_ = self._batch[index]
+        _, flags, blocks, *_ = self._batch[index]
         memory, refs = self._common.memory, self._refs[index]
+        borrowed = flags & BORROWED
+        on_device = borrowed and memory.has_devices
         # Of requests with one base the first keeps it for all of them.
         again = index > 0 and refs is self._refs[index - 1]
         kept = []
         for i, ref in enumerate(refs):
-            base: Optional[np.ndarray] = ref()
+            if on_device and not isinstance(ref, weakref.ref):
+                if ref.settle():
+                    kept.append(i)
+                continue
+            base: Any = ref()
             if base is not None and i >= len(blocks):
                 # What lies in a region of the client's is nobody's to be given back.
                 in_regions = self.exchanges[index].in_regions
                 look = in_regions.looks[i - len(blocks)] if in_regions is not None else None
                 if look is not None:
                     look.keep()
-                elif (key := memory.key_of(base)) in answer[0]:
+                elif isinstance(base, np.ndarray) and (key := memory.key_of(base)) in answer[0]:
                     memory.detach(answer[0], key, base)
             elif base is not None and (again or memory.let_go(blocks[i], base)):
                 if not again:
@@ -236,12 +259,12 @@ class Execution:
         return kept
 
     def _failure(self, error: BaseException) -> Answer:
-        """The traceback goes to the log, the message to the client."""
+        """The traceback goes to the log, the message to the client, with the frames if it may have them."""
         frame = error.__traceback__
         while frame is not None and frame.tb_next is not None:
             frame = frame.tb_next
         file, line = (frame.tb_frame.f_code.co_filename, frame.tb_lineno) if frame is not None else ("model.py", 0)
-        text = f"Failed to process the request(s) for model '{self._common.instance}', message: {headline(error)}"
+        text = f"Failed to process the request(s) for model '{self._common.instance}', message: {self._common.tell(error)}"
         cancelled = isinstance(error, asyncio.CancelledError)
         if not cancelled:
             trace = "".join(traceback.format_exception(None, error, error.__traceback__))
@@ -251,6 +274,11 @@ class Execution:
         traceback.clear_frames(error.__traceback__)
         error.__traceback__ = None
         return (), (), (ErrorCode.CANCELLED if cancelled else ErrorCode.INTERNAL, text), ""
+
+
+def _watched(base: Any) -> Any:
+    """What tells whether a base is still viewed: a weak reference, or, of device memory that was lent, its lease."""
+    return getattr(base, "lease", None) or weakref.ref(base)
 
 
 def check_returned(returned: Any, exchanges: Sequence[Exchange], instance: str) -> Sequence[Optional[InferenceResponse]]:

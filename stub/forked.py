@@ -72,7 +72,10 @@ class _ForkedCall:
             (final, outputs, error, parameters), _ = self._socket.receive()
         except PeerGone:
             self.abandon()
-            text = "An error occurred while performing BLS request. The server, or the instance that forked this process, has ended."
+            text = (
+                "An error occurred while performing BLS request. The server, or the instance that forked this process, has ended, or too many "
+                "calls of forked processes are open."
+            )
             return InferenceResponse._received([], TritonError(text), "{}")
         if final:
             self.abandon()

@@ -17,8 +17,9 @@ from collections import deque
 from time import monotonic, perf_counter_ns
 from typing import Callable, Deque, Optional
 
+from ..shm.cores import current_core, step_aside
 from ..shm.errors import ProtocolError
-from ..shm.polling import PollBudget
+from ..shm.polling import TAKEN_NS, Deterrent, PollBudget
 from ..shm.ring import Consumer
 from .error import TritonModelException
 
@@ -27,6 +28,9 @@ _SLEEP_SECONDS = 1.0
 
 _OWN_THREADS = 2
 """The main thread, and the one that reads the control socket. As long as there are no others, polling takes the interpreter from nobody."""
+
+_TURNS = range(16)
+"""Of polling, between two looks at where this thread runs."""
 
 _ONE = (1).to_bytes(8, "little")
 
@@ -64,10 +68,20 @@ class Inbox:
     """Args:
     route: takes each record; finishes the waiters whose thing has come.
     before_sleep: called before the process goes to sleep.
+    shares_core: whether the calling thread runs where the server does.
     """
 
-    def __init__(self, down: Consumer, bell: int, route: Callable[[bytes], None], before_sleep: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        down: Consumer,
+        bell: int,
+        route: Callable[[bytes], None],
+        before_sleep: Callable[[], None],
+        shares_core: Callable[[], bool],
+    ) -> None:
         self._down = down
+        self._shares_core = shares_core
+        self._moves = Deterrent()
         self._bell = bell
         self._readable = select.poll()
         self._readable.register(bell, select.POLLIN)
@@ -179,14 +193,9 @@ class Inbox:
         down = self._down
         budget = waiter.poll
         started = perf_counter_ns()
-        if budget is not None and threading.active_count() <= _OWN_THREADS:
-            until = started + budget.nanoseconds()
-            pause = os.sched_yield
-            while perf_counter_ns() < until:
-                if down.ready() or waiter.done:
-                    budget.waited(perf_counter_ns() - started)
-                    return
-                pause()  # lets whoever shares this core go first, and costs half a microsecond when nobody does
+        if budget is not None and threading.active_count() <= _OWN_THREADS and self._poll(waiter, budget, started):
+            budget.waited(perf_counter_ns() - started)
+            return
         self._before_sleep()
         if down.lie_down():
             seconds = _SLEEP_SECONDS if deadline is None else max(min(deadline - monotonic(), _SLEEP_SECONDS), 0)
@@ -196,6 +205,28 @@ class Inbox:
             down.silence()
         if budget is not None:
             budget.waited(perf_counter_ns() - started)
+
+    def _poll(self, waiter: Waiter, budget: PollBudget, started: int) -> bool:
+        """Looks at the ring for as long as that pays; whether there is something."""
+        until = started + budget.nanoseconds()
+        words, word, sequence = self._down.awaited()
+        pause = os.sched_yield
+        moved = False
+        self._moves.passed()
+        now = started
+        while now < until:
+            if self._shares_core() and not self._moves.holds():
+                moved = step_aside(current_core())
+            # No call that is not needed: the others who poll on this core wait for this turn to end.
+            for _ in _TURNS:
+                if words[word] == sequence or waiter.done:
+                    return True
+                pause()  # lets whoever shares this core go first, and costs half a microsecond when nobody does
+                before, now = now, perf_counter_ns()
+                if now - before > TAKEN_NS:
+                    (self._moves if moved else budget.disturbances).hurt()
+                    return self._down.ready()
+        return False
 
 
 class _WaitForCoroutines:

@@ -19,7 +19,7 @@ import resource
 import threading
 import weakref
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from ..shm.arena import LARGE_BYTES, Arena, Block, aligned
 from ..shm.errors import OutOfSharedMemory, ProtocolError
 from ..shm.segment import Segment, SegmentTable
 from .tensor import Tensor
+
+if TYPE_CHECKING:
+    from .cuda.exports import Exports
 
 REFERENCE_BYTES = 16 << 10
 """From this size on, finding out that an output already lies in shared memory is cheaper than copying it."""
@@ -92,6 +95,11 @@ class StubMemory:
         self._homes: Dict[int, _Home] = {}
         self._pins: Dict[Tuple[BlockKey, int], weakref.ref] = {}
         self._page_map: Optional[int] = None
+        self.make_exports: Optional[Callable[[], Exports]] = None
+        """Makes what puts tensors on GPUs where others can read them; needed once."""
+        self._exports: Optional[Exports] = None
+        self.has_devices = False
+        """Whether there may be segments of device memory."""
         self.dropped: Deque[BlockKey] = deque()
         """Blocks of others whose last view is gone, to be given back. Appended to by weakref callbacks, in any thread."""
 
@@ -134,15 +142,18 @@ class StubMemory:
         """Of what ``take_in`` made."""
         return self._homes[base.__array_interface__["data"][0]].key
 
-    def borrow(self, blocks: Sequence[Place]) -> List[np.ndarray]:
-        """The bytes of another stub's blocks; what is written to them is seen by nobody else.
+    def borrow(self, blocks: Sequence[Place]) -> List[Any]:
+        """The bytes of another stub's blocks; what is written to them is seen by nobody else. Of device memory, a ``cuda.memory.LentMemory``.
 
         Raises:
             ProtocolError: a location does not lie in a segment that this stub was told of.
         """
-        bases = []
+        bases: List[Any] = []
         for segment_id, offset, nbytes in blocks:
             segment = self._locate(segment_id, offset, nbytes)
+            if type(segment) is not Segment:
+                bases.append(segment.lend(offset, nbytes))  # type: ignore[attr-defined]
+                continue
             base = self._view_privately(segment, offset, nbytes) if nbytes >= LARGE_BYTES else None
             if base is None:
                 base = np.frombuffer(bytearray(segment.memory[offset : offset + nbytes]), np.uint8)
@@ -160,9 +171,12 @@ class StubMemory:
         self.keep(block, base)
         return True
 
-    def keep(self, block: Place, base: np.ndarray) -> None:
+    def keep(self, block: Place, base: Any) -> None:
         """Gives the block back when the last view of ``base`` is collected; at once if it is a copy."""
         key = block[:2]
+        if not isinstance(base, np.ndarray):
+            base.lease.settle()
+            return
         if not self._is_shared(base):
             self.dropped.append(key)
             return
@@ -224,12 +238,32 @@ class StubMemory:
         Raises:
             ProtocolError: a block that is not in use.
         """
+        others = []
         with self._lock:
             for key in keys:
                 block = self.arena.find(key)
                 if block is None:
-                    raise ProtocolError(f"block {key} is given back but not in use")
-                block.release()
+                    others.append(key)
+                else:
+                    block.release()
+        if others:
+            if self._exports is None or not all(key in self._exports for key in others):
+                raise ProtocolError(f"block {others[0]} is given back but not in use")
+            self._exports.release(others)
+
+    def shed(self, keep: int, at_once: bool = False) -> List[int]:
+        """Drops segments of the arena that are in no use (see ``Arena.shed``); returns their ids, which the server has to be told. In any
+        thread: while another one needs the arena, which may be for long, nothing of it is in no use."""
+        if not self._lock.acquire(False):
+            return []
+        try:
+            dropped = self.arena.shed(keep, at_once)
+            for segment in dropped:
+                self.segments.pop(segment.id, None)
+                segment.discard()
+        finally:
+            self._lock.release()
+        return [segment.id for segment in dropped]
 
     def free_bytes(self) -> int:
         """How much of the arena is free."""
@@ -244,7 +278,7 @@ class StubMemory:
         block.segment.memory[block.offset : block.offset + len(record)] = record
         return block.key
 
-    def place(self, tensors: Sequence[Tuple[Any, Tensor]], goes_on: bool = False) -> Placed:
+    def place(self, tensors: Sequence[Tuple[Any, Tensor]], goes_on: bool = False, on_device: int = 0) -> Placed:
         """Puts tensors, as (name, tensor), where others can read them: by reference if they are in shared memory, else by one copy.
 
         An array of the model's own is read once: what is done to it afterwards does not change the tensor, however often it is sent. What
@@ -252,15 +286,25 @@ class StubMemory:
 
         Args:
             goes_on: the model goes on while others read, and may change a view of an input, which therefore has to be copied.
+            on_device: who reads them takes device memory, too.
 
         Raises:
             OutOfSharedMemory: no room.
+            TritonModelException: a tensor on a GPU cannot be copied.
         """
         blocks: List[BlockKey] = []
         outputs: List[Any] = [None] * len(tensors)
         small = []
         try:
             for index, (name, tensor) in enumerate(tensors):
+                if tensor._on_device:
+                    key = self._stage(tensor) if on_device else None
+                    if key is not None:
+                        outputs[index] = (name, tensor._dtype.code, tensor._shape, len(blocks), 0, tensor._nbytes)
+                        blocks.append(key)
+                        continue
+                    tensor = self._on_host(tensor)
+                    tensors = [*tensors[:index], (name, tensor), *tensors[index + 1 :]]
                 if tensor._nbytes < REFERENCE_BYTES:
                     small.append(index)
                 else:
@@ -277,7 +321,24 @@ class StubMemory:
 
     def take_back(self, blocks: Sequence[BlockKey]) -> None:
         """Undoes ``place``: the response is not going to be sent."""
-        self.release([key for key in blocks if self.arena.find(key) is not None])
+        exports = self._exports
+        self.release([key for key in blocks if self.arena.find(key) is not None or (exports is not None and key in exports)])
+
+    def _stage(self, tensor: Any) -> Optional[BlockKey]:
+        """Puts a tensor that is on a GPU where others can read it there; None if it has to go through host memory."""
+        if self._exports is None:
+            if self.make_exports is None:
+                return None
+            self._exports = self.make_exports()
+        key: Optional[BlockKey] = self._exports.stage(tensor._memory, tensor._offset, tensor._nbytes)
+        return key
+
+    def _on_host(self, tensor: Any) -> Tensor:
+        """A copy of a tensor that is on a GPU: if it is large, where it can be sent from."""
+        copy: Tensor = tensor._copied_to(
+            self.empty(tensor._nbytes) if tensor._nbytes >= REFERENCE_BYTES else np.empty(tensor._nbytes, np.uint8)
+        )
+        return copy
 
     def _home(self, start: int, nbytes: int) -> Optional[_Home]:
         """Where in shared memory these bytes lie, if they do and others see there what the model sees."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
-from .client_regions import ClientRegions, InRegions, Refused
+from .client_regions import ClientRegions, InRegions
 from .memory import StubMemory
 from .response import InferenceResponse
 from .tensor import Tensor
@@ -31,12 +31,15 @@ class Placing:
         self._warn = warn
         self._unknown: Set[str] = set()
 
-    def answer(self, response: InferenceResponse, wanted: Set[str], goes_on: bool, in_regions: Optional[InRegions] = None) -> Answer:
+    def answer(
+        self, response: InferenceResponse, wanted: Set[str], goes_on: bool, in_regions: Optional[InRegions] = None, on_device: int = 0
+    ) -> Answer:
         """Places the outputs of ``response`` whose names are in ``wanted``.
 
         Args:
             goes_on: the model may still change what it sends, because ``execute`` is not over.
             in_regions: what of the request lies in regions of the client's.
+            on_device: whether outputs that are on a GPU may stay there.
 
         Raises:
             OutOfSharedMemory: no room.
@@ -52,7 +55,7 @@ class Placing:
         parameters = "" if response._parameters == "{}" else response._parameters
         if in_regions is not None:
             return self._to_regions(tensors, goes_on, in_regions, parameters)
-        blocks, described = self._memory.place(tensors, goes_on)
+        blocks, described = self._memory.place(tensors, goes_on, on_device)
         return blocks, described, (), parameters
 
     def _to_regions(self, tensors: List[Tuple[int, Tensor]], goes_on: bool, in_regions: InRegions, parameters: str) -> Answer:
@@ -66,7 +69,7 @@ class Placing:
             described += self._regions.write(there, writes)
             in_regions.check()
             return blocks, described, (), parameters
-        except Refused:
+        except BaseException:
             self._memory.take_back(blocks)
             raise
 

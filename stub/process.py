@@ -16,20 +16,20 @@ import sys
 import threading
 import traceback
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, NoReturn, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, List, NoReturn, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ..shm.control import AUTO_COMPLETE, CHECKED, COMPLETED, FAILED, HELLO, LOAD, READY, ControlSocket
-from ..shm.errors import PeerGone, ProtocolError
+from ..shm.errors import OutOfSharedMemory, PeerGone, ProtocolError
 from ..shm.message import FAILURE, FINAL, FINALIZE, INDIRECT, PROTOCOL_VERSION, RETURNED, ErrorCode, decode_down
 from ..shm.polling import MICROSECOND, PollBudget
 from ..shm.ring import CHANNEL_BYTES, OPEN_REQUESTS, STARTED, Consumer, Producer, Words
 from ..shm.segment import Segment
 from . import auto_complete
 from .caller import Caller
-from .client_regions import ClientRegions
-from .error import TritonModelException, with_frames
+from .client_regions import AnyRegion, ClientRegions
+from .error import TritonModelException, teller
 from .event_loop import EventLoop
 from .exchange import Exchange
 from .execution import Execution, Executions
@@ -42,6 +42,9 @@ from .memory import StubMemory
 from .outbox import Outbox
 from .placing import Placing
 from .server_link import ServerLink
+
+if TYPE_CHECKING:
+    from .cuda.exports import Exports
 
 _SLOT = OPEN_REQUESTS - 1
 
@@ -102,26 +105,46 @@ class Stub:
         self._cancel_coroutines: bool = settings["cancel_coroutines"]
         poll_ns = settings["poll_us"] * MICROSECOND
         self._waiter = Waiter(PollBudget(poll_ns))
-        self._inbox = Inbox(Consumer(words, "down", down_bell), down_bell, self._route, self._before_sleep)
+        self._inbox = Inbox(Consumer(words, "down", down_bell), down_bell, self._route, self._before_sleep, words.shares_core)
         link = self._link
         self._memory = StubMemory(link.segments, link.fetch, self._grow, self._inbox.look, settings["quantum"])
         self._outbox = Outbox(Producer(words, "up", up_bell), self._memory)
         inputs, outputs = settings["inputs"], settings["outputs"]
-        regions = ClientRegions(self._memory, link.fetch_region, settings["args"]["model_name"], inputs, outputs)
+        regions = ClientRegions(self._memory, link.fetch_region, settings["args"]["model_name"], inputs, outputs, settings["device_inputs"])
         placing = Placing(self._memory, regions, outputs, self._instance, self._warn)
         Exchange.outbox, Exchange.placing = self._outbox, placing
         Exchange.cancelled_flags, Exchange.held_flags, Exchange.decoupled = words.cancelled, words.held, self._decoupled
-        self._executions = Executions(self._memory, self._outbox, placing, regions, inputs, outputs, self._instance, link.log)
+        tell = teller(settings["expose_tracebacks"])
+        self._executions = Executions(self._memory, self._outbox, placing, regions, inputs, outputs, self._instance, link.log, tell)
         self._caller = Caller(self._inbox, self._outbox, self._memory, PollBudget(poll_ns), self._blocks_execute)
+        self._memory.make_exports = lambda: self._make_exports(settings)
+        link.import_segment = self._import_segment
+        link.import_region = self._import_region
         link.on_check = self._check_ready
         link.on_cancel = self._cancel_coroutine
+        link.on_shed = lambda keep: link.dropped(self._memory.shed(keep))
         self._bind_host(settings)
         host.instance = self._instance
         host.model_config = settings["args"]["model_config"]
-        host.allocate = self._memory.empty
+        host.allocate = self._allocate
         host.free_memory = self._memory.free_bytes
         host.caller = self._caller
         os.register_at_fork(after_in_child=self._in_forked_child)
+
+    def _make_exports(self, settings: Dict[str, Any]) -> Exports:
+        from .cuda.sharing import make_exports
+
+        return make_exports(self._link, self._inbox, self._memory, self._outbox, settings, self._warn)
+
+    def _import_region(self, *region: Any) -> AnyRegion:
+        from .cuda.sharing import import_region
+
+        return import_region(self._memory, self._outbox, *region)
+
+    def _import_segment(self, *segment: Any) -> Segment:
+        from .cuda.sharing import import_segment
+
+        return import_segment(self._link, self._memory, self._outbox, *segment)
 
     def _bind_host(self, settings: Dict[str, Any]) -> None:
         link = self._link
@@ -138,7 +161,7 @@ class Stub:
         self._is_verbose = lambda: settings["verbose"]
         host.instance = settings["model_name"]
         self._bind_host(settings)
-        completed = self._reporting(lambda: auto_complete.run(settings))
+        completed = self._reporting(lambda: auto_complete.run(settings), settings)
         if completed is None:
             return 2
         self._link.send((COMPLETED, completed))
@@ -154,16 +177,17 @@ class Stub:
             self._execute_model = getattr(self._model, "execute", None) or _no_execute(settings["path"])
             return True
 
-        return self._reporting(load) is not None
+        return self._reporting(load, settings) is not None
 
-    def _reporting(self, function: Callable[[], Any]) -> Any:
+    def _reporting(self, function: Callable[[], Any], settings: Dict[str, Any]) -> Any:
         """What the function returns; None, and the parent told why, if it raises."""
+        tell = teller(settings["expose_tracebacks"])
         try:
             return function()
         except LoadError as error:
             self._link.send((FAILED, str(error), ""))
         except BaseException as error:  # SystemExit too: a model that exits while it loads has not loaded
-            text = f"the model called sys.exit({error}) while it was loaded" if isinstance(error, SystemExit) else with_frames(error)
+            text = f"the model called sys.exit({error}) while it was loaded" if isinstance(error, SystemExit) else tell(error)
             self._link.send((FAILED, text, traceback.format_exc()))
         return None
 
@@ -369,6 +393,9 @@ class Stub:
     def _finalize(self) -> None:
         if not hasattr(self._model, "finalize"):
             return
+        if signal.getsignal(signal.SIGTERM) is _ignore:
+            # The server sends it when the time is over.
+            signal.signal(signal.SIGTERM, _out_of_time)
         try:
             self._model.finalize()
         except BaseException:
@@ -390,8 +417,25 @@ class Stub:
     def _warn(self, text: str, exception: str = "") -> None:
         self._link.log("WARNING", "model.py", 0, text, exception)
 
+    def _allocate(self, nbytes: int) -> np.ndarray:
+        """As the model calls it."""
+        try:
+            return self._memory.empty(nbytes)
+        except OutOfSharedMemory as error:
+            raise TritonModelException(str(error)) from error
+
     def _grow(self, nbytes: int) -> Segment:
-        return self._link.grow(nbytes, self._memory.arena.add)
+        link, memory = self._link, self._memory
+        try:
+            return link.grow(nbytes, memory.arena.add)
+        except OutOfSharedMemory:
+            unused = memory.shed(0, at_once=True)
+            if not unused:
+                raise
+            # There may be room where blocks of other sizes were.
+            link.dropped(unused)
+            link.flush()
+            return link.grow(nbytes, memory.arena.add)
 
 
 def _no_execute(path: str) -> Callable[[Any], NoReturn]:
@@ -414,6 +458,11 @@ def _leave(error: Optional[BaseException] = None) -> NoReturn:
 
 def _ignore(_signum: int, _frame: object) -> None:
     """A handler that does nothing, rather than SIG_IGN, so that programs the model starts have the default action again."""
+
+
+def _out_of_time(_signum: int, _frame: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise TimeoutError("finalize did not return in time")
 
 
 def main(control_fd: int) -> int:

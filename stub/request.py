@@ -30,7 +30,8 @@ class InferenceRequest:
         model_version: -1 lets the server choose.
         flags: TRITONSERVER_REQUEST_FLAG_SEQUENCE_START and _END.
         timeout: microseconds, 0 for none.
-        preferred_memory: where the outputs should be; a wish.
+        preferred_memory: where the outputs should be: in CPU memory, or on that GPU if it has room; without it, they are where they were
+            made.
         trace: what ``request.trace()`` of another request returned; this one becomes part of that trace.
         parameters: values of type bool, int or str.
 
@@ -40,8 +41,8 @@ class InferenceRequest:
     """
 
     __slots__ = (
-        "__weakref__", "_correlation_id", "_exchange", "_flags", "_inputs", "_model_name", "_model_version", "_parameters", "_request_id",
-        "_requested", "_sender", "_timeout", "_trace",
+        "__weakref__", "_correlation_id", "_exchange", "_flags", "_inputs", "_model_name", "_model_version", "_parameters", "_preferred_memory",
+        "_request_id", "_requested", "_sender", "_timeout", "_trace",
     )  # fmt: skip
 
     def __init__(
@@ -89,6 +90,7 @@ class InferenceRequest:
         self._flags = _number("flags", flags, 0, 2**32)
         self._timeout = _number("timeout", timeout, 0, 2**64)
         self._parameters = parameters_text(parameters)
+        self._preferred_memory = preferred_memory
         self._trace = trace
         self._exchange: Optional[Exchange] = None
         self._sender: Optional[InferenceResponseSender] = None
@@ -124,6 +126,10 @@ class InferenceRequest:
         extras = (self._request_id, self._parameters, self._correlation_id, self._flags, self._timeout)
         token = self._trace._token if self._trace is not None else None
         return extras if token is None else (*extras, token)
+
+    def _callee(self) -> Tuple[str, int]:
+        """The model that it is for, by name and version."""
+        return self._model_name, self._model_version
 
     def inputs(self) -> List[Tensor]:
         """The inputs that are present, in the order of the configuration."""

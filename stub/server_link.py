@@ -9,12 +9,31 @@ import select
 import threading
 from collections import deque
 from contextlib import suppress
-from typing import Any, Callable, Deque, Dict, List, NoReturn, Optional, Sequence, Tuple
+from typing import Any, Callable, Deque, Dict, List, NoReturn, Optional, Sequence, Tuple, Union
 
-from ..shm.control import ANSWER, ASK, CANCEL, CHECK, FORGET, GROW, LOG, NO_SEGMENT, REGION, SEGMENT, TELL, ControlSocket, close_all
+from ..shm.control import (
+    ANSWER,
+    ASK,
+    CANCEL,
+    CHECK,
+    CUDA_REGION,
+    DEVICE_SEGMENT,
+    FORGET,
+    GROW,
+    LOG,
+    NO_ROOM,
+    PING,
+    PONG,
+    REGION,
+    SEGMENT,
+    SHED,
+    TELL,
+    ControlSocket,
+    close_all,
+)
 from ..shm.errors import OutOfSharedMemory, PeerGone, ProtocolError
 from ..shm.segment import EAGER_BYTES, Segment, SegmentTable
-from .client_regions import Region
+from .client_regions import AnyRegion, Region
 from .error import TritonModelException
 from .window import Window
 
@@ -28,15 +47,19 @@ _LEAST_LINES_BYTES = 48 << 10
 
 class ServerLink:
     """``start`` it once the first message has been read. ``on_check`` is called with the number of a readiness check, ``on_cancel`` with
-    the key of a request whose coroutine is to be cancelled."""
+    the key of a request whose coroutine is to be cancelled, ``on_shed`` with how many bytes of the arena are to be kept at least,
+    ``import_segment`` with what the parent says of device memory."""
 
     def __init__(self, control: ControlSocket) -> None:
         self._control = control
         self.segments = SegmentTable()
         """The parent's segments and those of other stubs."""
-        self._regions: Dict[int, Region] = {}
+        self._unmapped: Dict[int, Tuple[int, int]] = {}
+        """Descriptors and sizes of segments to read for which there was no room."""
+        self._regions: Dict[int, AnyRegion] = {}
         self._arrived = threading.Condition()
-        self._for_arena: queue.SimpleQueue[Optional[Segment]] = queue.SimpleQueue()
+        # Segments, or why there is none.
+        self._for_arena: queue.SimpleQueue[Union[Segment, str]] = queue.SimpleQueue()
         self._numbers = itertools.count()
         self._answers: Dict[int, queue.SimpleQueue[Tuple[Optional[str], Any]]] = {}
         self._untold: Deque[Tuple[Any, ...]] = deque()
@@ -44,8 +67,11 @@ class ServerLink:
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._full = False
         self._forked = False
+        self.import_segment: Callable[..., Segment]
+        self.import_region: Callable[..., AnyRegion]
         self.on_check: Callable[[int], None] = _ignore
         self.on_cancel: Callable[[int], None] = _ignore
+        self.on_shed: Callable[[int], None] = _ignore
 
     def start(self) -> None:
         """Starts the thread."""
@@ -59,14 +85,24 @@ class ServerLink:
 
         Raises:
             ProtocolError: it did not come.
+            OutOfSharedMemory: it came, but this process has no room to map it. It may have later.
         """
         with self._arrived:
-            if not self._arrived.wait_for(lambda: segment_id in self.segments, _ANSWER_SECONDS):
+            if not self._arrived.wait_for(lambda: segment_id in self.segments or segment_id in self._unmapped, _ANSWER_SECONDS):
                 raise ProtocolError(f"the server did not send segment {segment_id} within {_ANSWER_SECONDS:.0f} seconds")
+            if segment_id in self._unmapped:
+                self._map(segment_id)
             found: Segment = self.segments[segment_id]
             return found
 
-    def fetch_region(self, region_id: int) -> Region:
+    def _map(self, segment_id: int) -> None:
+        """Raises OutOfSharedMemory: there is still no room."""
+        fd, nbytes = self._unmapped[segment_id]
+        self.segments[segment_id] = Segment.attach(segment_id, os.dup(fd), nbytes, map_pages=False)
+        del self._unmapped[segment_id]
+        os.close(fd)
+
+    def fetch_region(self, region_id: int) -> AnyRegion:
         """Waits for shared memory of a client's, which the parent sent before it named it.
 
         Raises:
@@ -97,8 +133,8 @@ class ServerLink:
                 self._send((GROW, nbytes))
                 asked = True
                 continue
-            if segment is None:
-                raise OutOfSharedMemory(f"Failed to increase the shared memory pool size to {nbytes} bytes. There is no room for it.")
+            if isinstance(segment, str):
+                raise OutOfSharedMemory(f"Failed to increase the shared memory pool size to {nbytes} bytes. {segment}")
             if segment.size >= nbytes:
                 return segment
             add(segment)
@@ -130,6 +166,10 @@ class ServerLink:
         """Tells the server something. Waits for nothing and nobody: in any thread, and in the collection of garbage."""
         if not (self._forked and what.startswith(_DROPS)):
             self._post((TELL, what, arguments))
+
+    def dropped(self, segments: Sequence[int]) -> None:
+        """Tells the server which segments of the arena are no more, like ``tell``."""
+        self._post((SHED, segments))
 
     def log(self, level: str, file: str, line: int, text: str, exception: str = "", request_id: str = "") -> None:
         """Tells the log a line, like ``tell``; ``exception`` is a traceback, ``request_id`` what it is about."""
@@ -231,22 +271,42 @@ class ServerLink:
         kind, *parts = message
         if kind == SEGMENT:
             self._take_segment(fds, *parts)
+        elif kind == NO_ROOM:
+            self._for_arena.put(parts[0])
+        elif kind == SHED:
+            self.on_shed(parts[0])
         elif kind == REGION:
             region_id, name, offset, nbytes = parts
             with self._arrived:
                 self._regions[region_id] = Region(name, Window(fds[0], offset, nbytes))
+                self._arrived.notify_all()
+        elif kind == CUDA_REGION:
+            device_region = self.import_region(*parts[1:])
+            with self._arrived:
+                self._regions[parts[0]] = device_region
+                self._arrived.notify_all()
+        elif kind == DEVICE_SEGMENT:
+            device_segment = self.import_segment(*parts)
+            with self._arrived:
+                self.segments[device_segment.id] = device_segment
                 self._arrived.notify_all()
         elif kind == FORGET:
             for segment_id in parts[0]:
                 forgotten = self.segments.pop(segment_id, None)
                 if forgotten is not None:
                     forgotten.close()
+                with self._arrived:
+                    unmapped = self._unmapped.pop(segment_id, None)
+                if unmapped is not None:
+                    os.close(unmapped[0])
                 region = self._regions.pop(segment_id, None)
                 if region is not None:
-                    region.window.close()
+                    region.close()
         elif kind == ANSWER:
             number, error, value = parts
             self._answers.pop(number).put((error, value))
+        elif kind == PING:
+            self._post((PONG,))
         elif kind == CHECK:
             self.on_check(parts[0])
         elif kind == CANCEL:
@@ -255,16 +315,21 @@ class ServerLink:
             close_all(fds)
 
     def _take_segment(self, fds: List[int], segment_id: int, nbytes: int, for_outputs: bool) -> None:
-        if segment_id == NO_SEGMENT:
-            self._for_arena.put(None)
-            return
+        spare = os.dup(fds[0])
         try:
             # A large segment of requests is reserved as it fills: there is nothing yet behind its pages.
             segment = Segment.attach(segment_id, fds[0], nbytes, map_pages=for_outputs or nbytes <= EAGER_BYTES)
-        except OutOfSharedMemory:
+        except OutOfSharedMemory as error:
             if for_outputs:
-                self._for_arena.put(None)
+                os.close(spare)
+                self._for_arena.put(str(error))
+                self.dropped((segment_id,))
+                return
+            with self._arrived:
+                self._unmapped[segment_id] = spare, nbytes
+                self._arrived.notify_all()
             return
+        os.close(spare)
         if for_outputs:
             # The stub's own blocks may come back to it, as the output of a model that it called.
             self.segments[segment_id] = segment

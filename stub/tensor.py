@@ -31,6 +31,9 @@ class Tensor:
 
     __slots__ = ("_array", "_data", "_dtype", "_frozen", "_name", "_nbytes", "_offset", "_shape")
 
+    _on_device = False
+    """Whether it is a ``cuda.tensor.DeviceTensor``."""
+
     def __init__(self, name: str, ndarray: np.ndarray) -> None:
         if not isinstance(name, str):
             raise TypeError(f"Tensor: name must be str, not {type(name).__name__}")
@@ -82,7 +85,32 @@ class Tensor:
         return self._dtype.code
 
     def is_cpu(self) -> bool:
+        """Whether the elements are in CPU memory, and not in that of a GPU."""
         return True
+
+    def cpu(self) -> Tensor:
+        """The tensor in CPU memory: itself, or, of one on a GPU, a copy. Not in Triton's own pb_utils."""
+        return self
+
+    def to(self, device: str) -> Tensor:
+        """The tensor on a device, "cpu" or "cuda:N" with the number of a GPU of this process: itself if it is there, else a copy. Not in
+        Triton's own pb_utils.
+
+        Raises:
+            TritonModelException: no such device; a BYTES tensor, which is never on a GPU; or the GPU has no room for it.
+        """
+        wanted = device_number(device)
+        if wanted is None:
+            return self
+        if self._dtype is BYTES:
+            raise TritonModelException(f"Tensor '{self._name}' is a BYTES tensor, and those are in CPU memory only.")
+        from ..shm.cuda.driver import NoDriver
+        from .cuda.tensor import on_device
+
+        try:
+            return on_device(self, wanted)
+        except NoDriver as error:
+            raise TritonModelException(f"Tensor '{self._name}' cannot be moved to '{device}': {error}") from error
 
     def as_numpy(self) -> np.ndarray:
         """The tensor as an array of its shape, the same one at each call; for an input, a writable view of shared memory.
@@ -128,7 +156,7 @@ class Tensor:
         """The array API's export (2023.12): versioned when ``max_version`` allows it.
 
         Raises:
-            BufferError: another device than the CPU is asked for.
+            BufferError: another device than the tensor's is asked for.
             TritonModelException: the data type is BYTES.
         """
         if dl_device is not None and tuple(dl_device) != (dlpack.CPU, 0):
@@ -136,7 +164,7 @@ class Tensor:
         versioned = max_version is not None and max_version[0] >= 1
         if copy:
             wire = self._wire()
-            return Tensor._over(self._name, self._dtype, self._shape, wire.copy(), 0, wire.size)._capsule(versioned)
+            return Tensor._over(self._name, self._dtype, self._shape, wire.copy(), 0, wire.size)._capsule(versioned, copied=True)
         return self._capsule(versioned)
 
     def __dlpack_device__(self) -> Tuple[int, int]:
@@ -145,6 +173,9 @@ class Tensor:
     @staticmethod
     def from_dlpack(name: str, obj: Any) -> Tensor:
         """A tensor over the memory of a DLPack capsule, or of an object with ``__dlpack__`` and ``__dlpack_device__``. No copy.
+
+        Of an object on a GPU it waits for what its producer still has to do to the memory, on whatever stream; for a bare capsule, which
+        does not know, for everything that the process has the device do. So pass the object.
 
         Raises:
             TypeError: ``name`` is not a str.
@@ -155,6 +186,10 @@ class Tensor:
         if not name:
             raise TritonModelException(_EMPTY_NAME)
         data, dtype, shape = dlpack.import_tensor(obj)
+        if not isinstance(data, np.ndarray):
+            from .cuda.tensor import DeviceTensor
+
+            return DeviceTensor.of(name, dtype, shape, data, 0, data.nbytes)
         return Tensor._over(name, dtype, shape, data, 0, data.size)
 
     def _wire(self) -> np.ndarray:
@@ -173,12 +208,37 @@ class Tensor:
             self._frozen = self._array.tobytes()
         return self._frozen
 
-    def _capsule(self, versioned: bool) -> Any:
+    def _capsule(self, versioned: bool, copied: bool = False) -> Any:
         address, read_only = self._wire().__array_interface__["data"] if self._nbytes else (0, False)
-        return dlpack.export_capsule(self, address, self._dtype, self._shape, versioned, read_only)
+        return dlpack.export_capsule(self, address, self._dtype, self._shape, versioned, read_only, copied=copied)
 
     def __repr__(self) -> str:
         return f"Tensor({self._name!r}, {self._dtype.name}, {list(self._shape)})"
+
+
+def tensor_over(name: str, dtype: DataType, shape: Sequence[int], data: Any, offset: int, nbytes: int) -> Tensor:
+    """A tensor over ``nbytes`` bytes of what is borrowed: an array, or a ``cuda.memory.LentMemory``."""
+    if isinstance(data, np.ndarray):
+        return Tensor._over(name, dtype, shape, data, offset, nbytes)
+    tensor: Tensor = data.tensor(name, dtype, shape, offset, nbytes)
+    return tensor
+
+
+def device_number(device: str) -> Optional[int]:
+    """The number of the GPU that a text such as "cuda:1" names, None for "cpu".
+
+    Raises:
+        TypeError: not a str.
+        TritonModelException: it names neither.
+    """
+    if not isinstance(device, str):
+        raise TypeError(f"Tensor.to: device must be str, not {type(device).__name__}")
+    if device == "cpu":
+        return None
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not (number or "0").isdecimal() or device == "cuda:":
+        raise TritonModelException(f"there is no device {device!r}: it is 'cpu', 'cuda' or 'cuda:N'")
+    return int(number or 0)
 
 
 def as_items(array: np.ndarray) -> List[bytes]:

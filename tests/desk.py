@@ -24,7 +24,7 @@ class Desk:
         self.read_by: Dict[str, str] = {}
         """Which thread took a record."""
         self.slept = 0
-        self.inbox = Inbox(channel.consumers["down"], channel.bells["down"], self.route, self.before_sleep)
+        self.inbox = Inbox(channel.consumers["down"], channel.bells["down"], self.route, self.before_sleep, channel.words.shares_core)
 
     def route(self, record: bytes) -> None:
         name = record.decode()

@@ -13,12 +13,16 @@ A system call on a bell orders like a fence: the kernel takes the lock of the ev
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any, Callable, Dict, Hashable, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from greenlet import greenlet
 
 Place = Hashable
 Program = Callable[[], None]
+
+Choice = Tuple[int, int, int]
+"""What happens next: (side, 0, which value it sees), or (side, 1, which of its stores becomes visible)."""
 
 
 class Step(NamedTuple):
@@ -40,6 +44,11 @@ class _Side:
 
     def resume(self, *result: Any) -> None:
         self.step = self.greenlet.switch(*result)
+
+    def end(self) -> None:
+        """Unwinds the program where it waits: one that is never resumed would keep its stack and all that this refers to for ever."""
+        self.greenlet.throw()
+        assert self.greenlet.dead, "a program goes on after its end"
 
     def position(self) -> Hashable:
         """Where the program is and what it knows: two sides that agree in it go on alike."""
@@ -63,7 +72,8 @@ class Machine:
     def __init__(self, weak: bool, state: Callable[[], Hashable]) -> None:
         self.weak = weak
         self.state = state
-        self.history: Dict[Place, List[Any]] = {}
+        self.history: Dict[Place, List[Any]] = defaultdict(lambda: [0])
+        """What was visible at each place, in order; each begins with 0."""
         self.bells: Dict[Place, int] = {}
         self.sides: List[_Side] = []
 
@@ -106,9 +116,15 @@ class Machine:
         for side in self.sides:
             side.resume()
 
-    def choices(self) -> List[Tuple[int, int, Any]]:
-        """What may happen next: (side, 0, which value it sees), or (side, 1, which of its stores becomes visible)."""
-        found: List[Tuple[int, int, Any]] = []
+    def end(self) -> None:
+        """Ends the programs that still run."""
+        for side in self.sides:
+            if not side.greenlet.dead:
+                side.end()
+
+    def choices(self) -> List[Choice]:
+        """What may happen next."""
+        found: List[Choice] = []
         for number, side in enumerate(self.sides):
             if side.step is not None and (side.step.kind == "store" or (side.step.kind == "fence" and not side.queue)):
                 return [(number, 0, 0)]  # nobody else sees it, so nothing is missed if it comes first
@@ -124,7 +140,7 @@ class Machine:
         step = side.step
         if step is None:
             return
-        values = self._values(step.place)
+        values = self.history[step.place]
         if step.kind == "load":
             own = any(place == step.place for place, _ in side.queue)
             yield from [len(values) - 1] if own or not self.weak else range(side.floor.get(step.place, 0), len(values))
@@ -137,16 +153,13 @@ class Machine:
         else:
             yield 0
 
-    def _values(self, place: Place) -> List[Any]:
-        return self.history.setdefault(place, [0])
-
-    def take(self, choice: Tuple[int, int, Any]) -> None:
+    def take(self, choice: Choice) -> None:
         number, visible, which = choice
         side = self.sides[number]
         if visible:
             place, value = side.queue.pop(which)
-            self._values(place).append(value)
-            side.floor[place] = len(self._values(place)) - 1
+            self.history[place].append(value)
+            side.floor[place] = len(self.history[place]) - 1
             return
         step = side.step
         assert step is not None
@@ -160,7 +173,7 @@ class Machine:
             if own:
                 return own[-1]
             side.floor[step.place] = max(which, side.floor.get(step.place, 0))
-            return self._values(step.place)[which]
+            return self.history[step.place][which]
         else:
             side.floor.update({place: len(values) - 1 for place, values in self.history.items()})
             if step.kind == "ring":
@@ -171,7 +184,7 @@ class Machine:
 
     def key(self) -> Hashable:
         """What the future depends on."""
-        places = sorted(self.history, key=repr)
+        places = sorted((place for place, values in self.history.items() if len(values) > 1), key=repr)
         kept = {p: min([side.floor.get(p, 0) for side in self.sides] if self.weak else [len(self.history[p]) - 1]) for p in places}
         memory = tuple((p, tuple(self.history[p][kept[p] :])) for p in places)
         floors = [tuple(side.floor.get(p, 0) - kept[p] for p in places) if self.weak else () for side in self.sides]
@@ -194,25 +207,32 @@ def explore(setting: Callable[[], Tuple[Machine, List[Program]]]) -> int:
         Exception: whatever a program raises.
     """
     seen: Set[Hashable] = set()
-    todo: List[List[int]] = [[]]
+    todo: List[List[Choice]] = [[]]
     while todo:
-        way = todo.pop()
         machine, programs = setting()
-        machine.start(programs)
-        for index in way:
-            machine.take(machine.choices()[index])
-        while True:
-            key = machine.key()
-            if key in seen:
-                break
-            seen.add(key)
-            choices = machine.choices()
-            if not choices:
-                waiting = [side.step for side in machine.sides if side.step is not None]
-                if waiting:
-                    raise Stuck(f"after {len(way)} steps: {waiting}")
-                break
-            todo += [[*way, index] for index in range(1, len(choices))]
-            way.append(0)
-            machine.take(choices[0])
+        try:
+            machine.start(programs)
+            todo += _follow(machine, todo.pop(), seen)
+        finally:
+            machine.end()
     return len(seen)
+
+
+def _follow(machine: Machine, way: List[Choice], seen: Set[Hashable]) -> Iterator[List[Choice]]:
+    """Goes this way, and on by the first choice until a state that was ``seen``; the ways that branch off."""
+    for choice in way:
+        machine.take(choice)
+    while True:
+        key = machine.key()
+        if key in seen:
+            return
+        seen.add(key)
+        first, *others = machine.choices() or [None]
+        if first is None:
+            waiting = [side.step for side in machine.sides if side.step is not None]
+            if waiting:
+                raise Stuck(f"after {len(way)} steps: {waiting}")
+            return
+        yield from ([*way, other] for other in others if other is not None)
+        way.append(first)
+        machine.take(first)

@@ -78,9 +78,9 @@ def check_message(decoder: Decoder, message: Tuple[Any, ...]) -> None:
         check_keys(releases)
         for batch in batches:
             assert batch, "execute is called for at least one request"
-            for key, borrowed, blocks, inputs, extras, regions in batch:
-                check(key, int)
-                check(borrowed, bool)
+            for key, flags, blocks, inputs, extras, regions in batch:
+                check_numbers(key, flags)
+                assert 0 <= flags <= 3
                 check_tensors(inputs, int, check_places(blocks) + check_regions(regions))
                 check_extras(extras)
         for reply in all_replies:
@@ -111,7 +111,7 @@ def check_call(number: Any, *call: Any) -> None:
     if call:
         flags, model, version, blocks, inputs, requested, extras = call
         check_numbers(flags, version)
-        assert 0 <= flags <= 3
+        assert 0 <= flags <= 7
         check_tensors(inputs, str, [math.inf] * check_keys(blocks))
         request_id, parameters, correlation_id, sequence, timeout, *trace = extras
         for text in (model, *requested, request_id, parameters):
@@ -127,8 +127,11 @@ def check_parameters(text: str) -> None:
         check(value, bool, int, float, str)
 
 
-def check_reply(call: Any, final: Any, blocks: Any, outputs: Any, error: Any, parameters: Any) -> None:
+def check_reply(call: Any, *reply: Any) -> None:
     check(call, int)
+    if not reply:
+        return
+    final, blocks, outputs, error, parameters = reply
     check(final, bool)
     check_tensors(outputs, str, [math.inf] * len(check_places(blocks)))
     check(parameters, str)

@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 from stublet.shm.dtype import BY_CODE, BYTES
 from stublet.shm.message import (
     BLOCKING,
+    BORROWED,
+    DEVICE_OUTPUTS,
     EMPTY,
     FAILURE,
     FINAL,
     FINALIZE,
+    HOST_OUTPUTS,
     IN_REGION,
     INDIRECT,
     NEWS,
@@ -70,7 +73,7 @@ def requests(draw: st.DrawFn) -> Tuple[Any, ...]:
         reads = tuple((segment, abs(offset), size) for segment, offset, size in blocks[first:])
         del blocks[first:]
         regions = (reads, draw(several(st.tuples(NAME, NUMBER, NAME, NAME))))
-    return draw(NUMBER), draw(st.booleans()), tuple(blocks), inputs, draw(EXTRAS), regions
+    return draw(NUMBER), draw(st.integers(0, BORROWED | DEVICE_OUTPUTS)), tuple(blocks), inputs, draw(EXTRAS), regions
 
 
 @st.composite
@@ -89,12 +92,14 @@ def calls(draw: st.DrawFn) -> Tuple[Any, ...]:
         return (draw(NUMBER),)
     blocks = draw(several(KEY))
     inputs = draw(tensors(TEXT, len(blocks)))
-    flags, version = draw(st.integers(0, STREAM | BLOCKING)), draw(st.integers(-1, 9))
+    flags, version = draw(st.integers(0, STREAM | BLOCKING | HOST_OUTPUTS)), draw(st.integers(-1, 9))
     return draw(NUMBER), flags, draw(TEXT), version, blocks, inputs, draw(several(TEXT)), draw(CALL_EXTRAS)
 
 
 @st.composite
 def replies(draw: st.DrawFn) -> Tuple[Any, ...]:
+    if draw(st.booleans()):
+        return (draw(NUMBER),)
     blocks = draw(several(st.tuples(NUMBER, NUMBER, NUMBER)))
     outputs = draw(tensors(TEXT, len(blocks)))
     return draw(NUMBER), draw(st.booleans()), blocks, outputs, draw(ERROR), draw(TEXT)

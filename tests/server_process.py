@@ -56,6 +56,13 @@ def memory_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def private_bytes(pid: int) -> int:
+    """Memory that is a process's own."""
+    match = re.search(r"^RssAnon:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert match is not None
+    return int(match[1]) << 10
+
+
 def assert_no_names_left() -> None:
     """Asserts that none of our names stays in /dev/shm. They are there for the moment between a segment's creation and its unlinking,
     and other test processes make segments all the time."""
@@ -70,12 +77,14 @@ def assert_no_names_left() -> None:
 
 class ServerProcess:
     """``stublet serve`` with these arguments, on free ports, and without gRPC unless ``--grpc-port`` is among them. ``start`` waits until it
-    serves, ``stop`` ends it in good order."""
+    serves, ``stop`` ends it in good order. ``prefix``: a command that becomes the server."""
 
-    def __init__(self, directory: Path, repository: Path, *arguments: str, env: Optional[Dict[str, str]] = None) -> None:
+    def __init__(
+        self, directory: Path, repository: Path, *arguments: str, env: Optional[Dict[str, str]] = None, prefix: Sequence[str] = ()
+    ) -> None:
         self._out = directory / "stdout.txt"
         self._err = directory / "stderr.txt"
-        command = [sys.executable, "-m", "stublet.parent", "serve", str(repository), "--http-port", "0"]
+        command = [*prefix, sys.executable, "-m", "stublet.parent", "serve", str(repository), "--http-port", "0"]
         command += ["--metrics-port", "0", *(() if "--grpc-port" in arguments else ("--allow-grpc=false",)), *arguments]
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env={**os.environ, **(env or {})})
@@ -181,9 +190,11 @@ class ServerProcess:
 
 
 @contextmanager
-def serving(directory: Path, repository: Path, *arguments: str, tracebacks: bool = False) -> Iterator[ServerProcess]:
+def serving(
+    directory: Path, repository: Path, *arguments: str, tracebacks: bool = False, prefix: Sequence[str] = ()
+) -> Iterator[ServerProcess]:
     """For a fixture: a server over ``repository``, its output in ``directory``, ended in good order."""
-    server = ServerProcess(directory, repository, *arguments)
+    server = ServerProcess(directory, repository, *arguments, prefix=prefix)
     try:
         yield server.start()
         server.stop(tracebacks)

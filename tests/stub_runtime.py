@@ -146,7 +146,7 @@ class Runtime:
             inputs.append((index, BY_NAME["FP32"].code, data.shape, 0, offset, data.nbytes))
             offset += data.nbytes
         self._keys += 1
-        return self._keys - 1, borrowed, ((segment, start, offset),), tuple(inputs), extras, ()
+        return self._keys - 1, int(borrowed), ((segment, start, offset),), tuple(inputs), extras, ()
 
     def begin(self, *batch: Row) -> Tuple[List[InferenceRequest], Execution]:
         """The requests that the model gets, and the execution. Nobody but the caller holds the requests."""

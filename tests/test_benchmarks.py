@@ -11,6 +11,7 @@ from typing import List, NamedTuple
 
 import pytest
 from server_process import DEADLINE
+from stublet.parent.placement.gpus import supported_gpus
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,6 +26,8 @@ class Benchmark(NamedTuple):
 BENCHMARKS = [
     Benchmark(["stages", "--quick"]),
     Benchmark(["roundtrip", "--quick"]),
+    Benchmark(["overload", "--quick"]),
+    Benchmark(["recovery", "--quick"]),
     Benchmark(["calls", "--quick", "--only", "is-cancelled,stream,stream-grpc"]),
     Benchmark(["serve", "--quick", "--only", "small-4,batch-concatenated,ensemble-small-4,shm-1M"], "wrk"),
     Benchmark(["grpc", "--quick", "--only", "small-4,large-16M-raw,shm-1M"], "h2load"),
@@ -59,3 +62,11 @@ def test_what_cannot_be_measured(arguments: List[str], complaint: str, tmp_path:
 def run_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=4 * DEADLINE)
+
+
+def test_without_a_gpu_nothing_is_said_of_one(tmp_path: Path) -> None:
+    if supported_gpus():
+        pytest.skip("this machine has a GPU: tests/gpu runs the benchmark")
+    finished = run_benchmark("gpu", "--quick", "--output", str(tmp_path / "out.json"))
+    assert finished.returncode == 1 and finished.stderr.startswith("benchmarks: there is no GPU on this machine that stublet can use")
+    assert not (tmp_path / "out.json").exists()

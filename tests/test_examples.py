@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Dict, List, NamedTuple, Tuple
 
 import pytest
-from server_process import DEADLINE, ServerProcess, until
+from google.protobuf import text_format
+from server_process import DEADLINE, ServerProcess, run_serve, until
+from stublet.parent.placement.gpus import supported_gpus
+from tritonclient.grpc import model_config_pb2
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -30,10 +33,13 @@ REPOSITORIES = {
     "cache": Repository(options=("--cache-config=local,size=1048576",)),
     "model_control": Repository(options=("--model-control-mode=explicit", "--load-model=on_demand")),
 }
+ON_GPUS = {"gpu_pipeline", "cuda_shared_memory"}
+"""Repositories that need a GPU: ``gpu/test_gpu_examples.py`` runs them."""
+
 OVER_GRPC = {"collatz", "countdown", "whole_batch"}
 """Models whose client asks over gRPC."""
 
-WITHOUT_CLIENT = {"to_celsius", "to_fahrenheit", "tokenize", "score", "verdict"}
+WITHOUT_CLIENT = {"to_celsius", "to_fahrenheit", "tokenize", "score", "verdict", "preprocess", "sobel", "postprocess"}
 """Models that the client of another one asks for."""
 
 
@@ -94,7 +100,38 @@ def assert_logged(server: ServerProcess) -> None:
 def test_every_example_has_a_client() -> None:
     models = {file.parent.parent for file in EXAMPLES.glob("*/*/*/model.py")}
     assert {model.name for model in models if not (model / "client.py").is_file()} == WITHOUT_CLIENT
-    assert {model.parent.name for model in models} == REPOSITORIES.keys()
+    assert {model.parent.name for model in models} == REPOSITORIES.keys() | ON_GPUS
+
+
+@pytest.mark.parametrize("name", sorted(ON_GPUS))
+def test_without_a_gpu_an_example_says_that_it_needs_one(name: str) -> None:
+    if supported_gpus():
+        pytest.skip("this machine has a GPU")
+    finished = run_serve(str(EXAMPLES / name), "--http-port", "0", "--disable-auto-complete-config")
+    assert finished.returncode == 1
+    assert "specifies invalid or unsupported gpu id 0" in finished.stderr, finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize("name", sorted(ON_GPUS))
+def test_what_needs_a_gpu_can_be_read(name: str) -> None:
+    for config in (EXAMPLES / name).glob("*/config.pbtxt"):
+        model = config.parent
+        parsed = text_format.Parse(config.read_text(), model_config_pb2.ModelConfig())
+        assert parsed.input and parsed.output
+        python = model / "1" / "model.py"
+        assert python.is_file() or parsed.platform == "ensemble"
+        if python.is_file():
+            compile(python.read_text(), str(python), "exec")
+
+
+def test_the_client_with_memory_on_a_gpu_says_what_it_needs() -> None:
+    if importlib.util.find_spec("cuda") is not None:
+        pytest.skip("cuda-python is installed")
+    client = EXAMPLES / "cuda_shared_memory" / "double" / "client.py"
+    finished = subprocess.run([sys.executable, str(client)], capture_output=True, text=True, timeout=DEADLINE)
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("double: this client needs a GPU, and pip install tritonclient[http,cuda]")
 
 
 def test_a_client_without_a_server_says_so() -> None:

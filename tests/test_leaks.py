@@ -23,7 +23,7 @@ def leave_file() -> Left:
 def leave_mapping() -> Left:
     held = [Segment.create(0, 4096)]
     held[0].close()
-    return r"file descriptor of /dev/shm/stublet-\w+ \(deleted\)", held.clear
+    return r"file descriptor of /(memfd:stublet|dev/shm/stublet-\w+) \(deleted\)", held.clear
 
 
 def leave_thread() -> Left:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import threading
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, List, NamedTuple, Optional, Tuple
@@ -181,9 +180,9 @@ class CachedResponses:
             else:
                 assert request.regions is not None
                 region, start, _ = request.regions.reads[number - len(blocks)]
-                read = os.pread(region.fd, nbytes, region.offset + start + offset)
-                if len(read) < nbytes:
-                    return None  # the client has cut its memory off; the stub will find that out, too
+                read = region.read(start + offset, nbytes)
+                if read is None:
+                    return None
                 data.append(read)
         described = tuple([(index, dtype, shape) for index, dtype, shape, *_ in inputs])
         return self._owner, described, wanted, parameters, tuple(data)

@@ -15,6 +15,7 @@ _COMMANDS = {
     "serve": ("serve", "Serves the models of one or more repositories until Ctrl-C or SIGTERM."),
     "infer": ("infer", "Sends one request to a server, of any kind that speaks the protocol, and shows the answer."),
     "ps": ("ps", "Shows what a server serves: models, instances, processes, queues, memory."),
+    "dump": ("dump", "Prints what every thread of a server and its stubs is doing: their stacks."),
     "doctor": ("doctor", "Looks at this machine before a server starts on it, and says what to change."),
 }
 _WIDTH = 110

@@ -31,6 +31,9 @@ _HELP = {
     "http2_max_ping_strikes": "So many checks too early before a connection is closed; 0 for any number.",
     "max_connection_age": "Milliseconds after which a connection is closed; 0 for never.",
     "max_connection_age_grace": "Milliseconds that its calls have then; 0 for any time.",
+    "max_connections": "Most connections at a time; one more is closed. 0 for as many as the limit of open files permits.",
+    "max_connection_idle": "Milliseconds without a call after which a connection is closed; 0 for never.",
+    "max_calls": "Most calls at a time, streams among them; one more fails with UNAVAILABLE. 0 for any number.",
 }
 
 

@@ -72,7 +72,7 @@ class HttpClient:
     def __init__(self, url: str, seconds: float, headers: Optional[Mapping[str, str]] = None) -> None:
         self.url = base_url(url)
         self._headers = headers or {}
-        self._seconds = seconds
+        self.seconds = seconds
         self._pool = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(connect=min(seconds, 10), read=seconds))
 
     def get(self, path: str) -> Answer:
@@ -90,7 +90,7 @@ class HttpClient:
         except urllib3.exceptions.NewConnectionError as error:
             raise ClientError(f"no server answers at {self.url}: {_cause(error)}") from error
         except urllib3.exceptions.TimeoutError as error:
-            raise ClientError(f"no answer from {self.url} within {self._seconds:g} seconds") from error
+            raise ClientError(f"no answer from {self.url} within {self.seconds:g} seconds") from error
         except urllib3.exceptions.HTTPError as error:
             raise ClientError(f"the connection to {self.url} failed: {_cause(error)}") from error
         if response.status != 200:

@@ -1,4 +1,4 @@
-"""The command line's options of where instances run, and of what they share."""
+"""The command line's options of where instances run, of what they share, and of what they may do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any, Dict
 
 import click
 
+from ..sandbox.config import NAMES
 from ..scheduling.rate_limits import MODES
 from .sections import section
 
@@ -23,6 +24,10 @@ placement_options = section(
         "--rate-limit-resource", "rate_limit_resources", multiple=True, metavar="NAME:COUNT[:DEVICE]",
         help="How much there is of a resource; otherwise as much as the instance needs that needs most of it.",
     ),
+    click.option(
+        "--sandbox", multiple=True, metavar="KEY=VALUE",
+        help="For the instances of models without a parameter of that name: " + ", ".join(NAMES) + ".",
+    ),
 )  # fmt: skip
 """Adds the options to a command, whose arguments of their names are those of ``read``."""
 
@@ -33,4 +38,5 @@ def read(arguments: Dict[str, Any]) -> Dict[str, Any]:
         "rate_limit": arguments.pop("rate_limit"),
         "rate_limit_resources": list(arguments.pop("rate_limit_resources")),
         "host_policies": list(arguments.pop("host_policies")),
+        "sandbox": list(arguments.pop("sandbox")),
     }

@@ -15,7 +15,13 @@ _NONE = "-"
 PASSIVE = "PASSIVE"
 """The state of an instance that is ready, and never scheduled."""
 
+RESTARTING = "RESTARTING"
+"""The state of an instance that has died and will be there again, until it is."""
+
+_STARTING = ("STARTING", "LOADING", "WARMING")
 _COLUMNS = ("model", "version", "instance", "pid", "device", "state", "running", "queue", "memory", "shared memory")
+_RESTARTS = "restarts"
+_GPU_COLUMNS = ("gpu memory", "gpu exports", "gpu imports")
 _INDEX_COLUMNS = ("model", "version", "state")
 
 
@@ -60,36 +66,59 @@ def of_report(about: Dict[str, Any], url: str, ready: bool, report: Dict[str, An
     """The listing of a server that tells its instances."""
     rows: List[Tuple[str, ...]] = []
     notes: List[str] = []
+    gpus = _GPU_COLUMNS if any(_uses_gpus(instance) for model in report["models"] for instance in model["instances"]) else ()
     for model in report["models"]:
         of_model = (str(model["pending"]), size(model["shared_memory_bytes"]))
         if model["reason"]:
             notes.append(_note(f"{model['name']} {model['version']}".strip(), model["reason"]))
         if not model["instances"]:
-            rows.append(
-                (model["name"], model["version"] or _NONE, _NONE, _NONE, _NONE, model["state"], _NONE, of_model[0], _NONE, of_model[1])
-            )
+            front = (model["name"], model["version"] or _NONE, *[_NONE] * 3, model["state"], _NONE, of_model[0], _NONE, of_model[1])
+            rows.append((*front, *[_NONE] * (len(gpus) + 1)))
         for number, instance in enumerate(model["instances"]):
             # What belongs to the model stands at its first instance.
             pending, shared = of_model if number == 0 else (_NONE, _NONE)
             if instance["reason"] and instance["reason"] != model["reason"]:
-                notes.append(_note(instance["name"], instance["reason"]))
+                notes.append(_note(instance["name"] + _restart(instance), instance["reason"]))
             state = model["state"] if instance["state"] == READY else instance["state"]
+            if instance["restarts"] and state in _STARTING:
+                state = RESTARTING
             if instance["passive"] and state == READY:
                 state = PASSIVE
             device = f"{instance['device']}:{instance['cores']}" if instance["cores"] else instance["device"]
             rows.append(
                 (
                     model["name"], model["version"], instance["name"], _text(instance["pid"]), device, state,
-                    str(instance["executing"]), pending, size(instance["memory_bytes"]), shared,
+                    str(instance["executing"]), pending, size(instance["memory_bytes"]), shared, *(_on_gpus(instance) if gpus else ()),
+                    str(instance["restarts"]),
                 )
             )  # fmt: skip
+    columns: Sequence[str] = (*_COLUMNS, *gpus)
+    if any(instance["restarts"] for model in report["models"] for instance in model["instances"]):
+        columns = (*columns, _RESTARTS)
     server = report["server"]
     count = len({model["name"] for model in report["models"] if model["state"] == READY})
     facts = (
         f"{about['name']} {about['version']}", url, "ready" if ready else "NOT READY", f"pid {server['pid']}", f"up {duration(server['seconds'])}",
         size(server["memory_bytes"]), _models_ready(count),
     )  # fmt: skip
-    return Listing(" · ".join(facts), _COLUMNS, rows, notes)
+    return Listing(" · ".join(facts), columns, [row[: len(columns)] for row in rows], notes)
+
+
+def _restart(instance: Dict[str, Any]) -> str:
+    """What is said of the next restart beside the name."""
+    seconds = instance["restart_in_seconds"]
+    if seconds is None:
+        return ""
+    return f" (started again in {seconds:.1f} s, restart {instance['restarts'] + 1})"
+
+
+def _uses_gpus(instance: Dict[str, Any]) -> bool:
+    return bool(instance["gpu_memory_bytes"] or instance["gpu_exported_bytes"] or instance["gpu_imported_bytes"])
+
+
+def _on_gpus(instance: Dict[str, Any]) -> Tuple[str, ...]:
+    """What it has on GPUs: as NVML says, of its own for others, and of others."""
+    return tuple(size(instance[key]) for key in ("gpu_memory_bytes", "gpu_exported_bytes", "gpu_imported_bytes"))
 
 
 def of_index(about: Dict[str, Any], url: str, ready: bool, index: Sequence[Dict[str, str]]) -> Listing:

@@ -10,7 +10,7 @@ import click
 
 from ..metrics.options import MetricsOptions
 from ..options import LOG_FORMATS, MODEL_CONTROL_MODES, BackendOptions, LogOptions, OptionError, ServerOptions, TlsOptions
-from . import grpc_flags, placement_flags, queue_flags, trace_flags
+from . import grpc_flags, limit_flags, memory_flags, placement_flags, queue_flags, trace_flags
 from .ignored_options import ignored_options, ignored_text
 from .sections import SectionedCommand, section
 
@@ -74,7 +74,7 @@ _repository_options = section(
     ),
     click.option(
         "--backend-config", type=_BackendConfig(), multiple=True, metavar="python,KEY=VALUE",
-        help="shm-default-byte-size, shm-growth-byte-size (bytes; default 1048576 each); auto-complete-timeout-seconds (default 300); stub-timeout-seconds is checked and, as in Triton, has no effect.",
+        help="shm-default-byte-size, shm-growth-byte-size (bytes; default 1048576 each); gpu-ipc-segment-byte-size, gpu-ipc-limit-byte-size (bytes of device memory that an instance exports; default 67108864 and 1073741824, and with a limit of 0 tensors on GPUs go through host memory); auto-complete-timeout-seconds (default 300); stub-timeout-seconds is checked and, as in Triton, has no effect.",
     ),
     click.option(
         "--allow-client-shm", type=_BOOL, default=False, show_default=True,
@@ -144,6 +144,8 @@ def _metrics(options: MetricsOptions, settings: Sequence[str]) -> MetricsOptions
 @click.command(cls=SectionedCommand)
 @_repository_options
 @queue_flags.queue_options
+@limit_flags.limit_options
+@memory_flags.memory_options
 @placement_flags.placement_options
 @_http_options
 @section("gRPC", grpc_flags.grpc_options)
@@ -201,7 +203,8 @@ def serve(
       stublet serve examples/models
       curl localhost:8000/v2/health/ready -i
 
-    Exit status: 0 after an orderly end, 1 when a model does not load (see --exit-on-error) or a port is taken, 2 for wrong arguments.
+    Exit status: 0 after an orderly end, 1 when a model does not load (see --exit-on-error) or a port is taken, 2 for wrong arguments,
+    130 or 143 after a second Ctrl-C or SIGTERM, which ends everything at once.
 
     All other options of tritonserver are accepted; the log names those that were given, and that they have no effect here.
     """
@@ -236,9 +239,11 @@ def serve(
             exit_on_error=exit_on_error,
             exit_timeout_secs=exit_timeout_secs,
             strict_readiness=strict_readiness,
+            shared_memory=memory_flags.read(others),
             backend=backend,
             **placement_flags.read(others),
             **queue_flags.read(others),
+            **limit_flags.read(others),
             trace=trace_flags.read(others),
             log=LogOptions(log_file or "", log_info, log_warning, log_error, log_verbose, log_format),
         )

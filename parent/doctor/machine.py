@@ -19,7 +19,6 @@ SHM = "/dev/shm"
 CGROUP = "/sys/fs/cgroup"
 
 _MIB = 1 << 20
-_SMALL_SHM = 256 * _MIB
 _LITTLE_MEMORY = 1024 * _MIB
 _SEGMENT_BYTES = _MIB
 _DESCRIPTORS_OF_SERVER, _DESCRIPTORS_OF_INSTANCE = 128, 10
@@ -34,16 +33,21 @@ def check_shared_memory(directory: str = SHM) -> Finding:
         Segment.create(1, _SEGMENT_BYTES).close()
     except OutOfSharedMemory as error:
         return failure(what, str(error), f"free some space in {directory}, or allow the process more memory")
-    advice = (
-        "that is enough: what does not fit goes to memory without a name (memfd); a larger one is found with df: docker run --shm-size=1g"
-    )
+    if _can_memfd():
+        return ok(what, "without a name (memfd_create), whatever the size of " + directory)
+    advice = "permit memfd_create, with which neither its size matters nor a stub can truncate memory; or docker run --shm-size=1g"
     if not os.path.isdir(directory):
-        return warning(
-            what, f"{directory} does not exist, segments are made by memfd_create", f"mount a tmpfs on {directory} to see them there"
-        )
+        return failure(what, f"memfd_create is refused, and {directory} does not exist", advice)
     usage = shutil.disk_usage(directory)
-    text = f"{directory} has {size(usage.free)} free of {size(usage.total)}"
-    return warning(what, text, advice) if usage.free < _SMALL_SHM else ok(what, text)
+    return warning(what, f"memfd_create is refused; {directory} has {size(usage.free)} free of {size(usage.total)}", advice)
+
+
+def _can_memfd() -> bool:
+    try:
+        os.close(os.memfd_create("stublet-doctor"))
+    except (OSError, AttributeError):  # an interpreter that was built for an old C library does not have it
+        return False
+    return True
 
 
 def check_system_calls() -> Finding:

@@ -9,6 +9,7 @@ from threading import Lock
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Deque, Dict, List, Optional, Sequence, Tuple
 
+from ...shm.cuda.segment import DeviceSegment
 from ..client_memory import Read, Write
 from ..errors import InternalError, InvalidArgument, ServerError, Unavailable
 from ..parameters import merged
@@ -171,6 +172,10 @@ class Execution:
         step = self._route.steps[run.step]
         if not step.bound.holds(self._ensemble.server.models):
             step = self._rebound(run.step)
+            if not step.model.takes_device_inputs and any(
+                isinstance(loan.segment, DeviceSegment) for one in run.sources for loan in one.loans
+            ):
+                raise Unavailable(f"model '{step.model.name}' was loaded again meanwhile, and now takes its inputs from host memory only")
         sources = run.sources
         plan = step.plan(sources, self._route.batched)
         request = self._request
@@ -188,6 +193,7 @@ class Execution:
                     writes.append((index, *write[1:]))
         work = make_request(step.model, plan, sources, extras, partial(self._post, run), borrowed, request.regions, writes)
         work.priority = request.priority
+        work.device_outputs = self._route.on_device[run.step] and request.trace is None
         if request.trace is not None:
             work.trace = self._ensemble.server.tracer.child(request.trace.token, step.model.name)
         run.sources = ()

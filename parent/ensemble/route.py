@@ -27,13 +27,13 @@ class Bound:
         self.name = name
         self.version = version
         self.versions: Optional[Mapping[int, Servable]] = core.models.get(name)
-        served = {number: one for number, one in (self.versions or {}).items() if one.ready}
+        served = {number: one for number, one in (self.versions or {}).items() if one.takes_requests}
         number = version if version >= 0 else max(served, default=-1)
         self.model: Optional[Servable] = served.get(number)
 
     def holds(self, models: Mapping[str, Mapping[int, Servable]]) -> bool:
         """Whether it is still what serves."""
-        return self.model is not None and models.get(self.name) is self.versions and self.model.ready
+        return self.model is not None and models.get(self.name) is self.versions and self.model.takes_requests
 
 
 class Step:
@@ -68,9 +68,10 @@ class Step:
 
 
 class Route:
-    """``course``: what has to run. ``steps``: all, in their order."""
+    """``course``: what has to run. ``steps``: all, in their order. ``on_device``: for each step, whether all who need its outputs take device
+    memory; the answer does not."""
 
-    __slots__ = ("_answers", "_ensemble", "batched", "course", "steps", "wanted")
+    __slots__ = ("_answers", "_ensemble", "batched", "course", "on_device", "steps", "wanted")
 
     def __init__(self, ensemble: Servable, binding: Binding, wanted: Wanted) -> None:
         config = ensemble.config
@@ -88,6 +89,11 @@ class Route:
         self.steps = [
             Step(bound, dict(sorted(step.input_map.items())), {own: tensor for own, tensor in step.output_map.items() if tensor in needed})
             for bound, step in zip(binding.bounds, section.step)
+        ]
+        models = binding.models
+        self.on_device = [
+            model.answers_on_device and all(taker < len(models) and models[taker].takes_device_inputs for taker in takers)
+            for model, takers in zip(models, self.course.takers[1:])
         ]
         self._ensemble = ensemble
         self._answers: Dict[Hashable, AnswerPlan] = {}
@@ -120,7 +126,9 @@ class Binding:
         config, core = ensemble.config, ensemble.server
         section = config.ensemble_scheduling
         self.bounds = [Bound(core, step.model_name, step.model_version) for step in section.step]
-        missing = sorted({bound.name for bound in self.bounds if not any(model.ready for model in (bound.versions or {}).values())})
+        missing = sorted(
+            {bound.name for bound in self.bounds if not any(model.takes_requests for model in (bound.versions or {}).values())}
+        )
         if missing:
             reasons = [_why_not(core, name) for name in missing]
             raise ConfigError(

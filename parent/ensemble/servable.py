@@ -41,6 +41,11 @@ class Ensemble(Servable):
 
     @property
     def ready(self) -> bool:
+        binding = None if self._stopping else self.binding()
+        return binding is not None and all(model.ready for model in binding.models)
+
+    @property
+    def takes_requests(self) -> bool:
         return not self._stopping and self.binding() is not None
 
     def binding(self) -> Optional[Binding]:
@@ -89,7 +94,7 @@ class Ensemble(Servable):
         self._renew_cache()
         self._inherit_labels(binding)
         try:
-            self.arena.add(self._grow(self.server.options.backend.shm_default_byte_size))
+            self.begin_memory()
         except (OutOfSharedMemory, OSError) as error:
             raise LoadFailed(f"Unable to initialize shared memory: {error}") from error
         self._binding = binding
@@ -116,11 +121,7 @@ class Ensemble(Servable):
             await asyncio.sleep(_LOOK_SECONDS)
         for execution in list(self._open.values()):
             execution.cancel(Unavailable(self.unavailable_text()), Failure.OTHER)
-        for segment in self.segments:
-            if not self._open:
-                segment.close()
-        # What a step still reads goes with its last reader.
-        self.server.forget([segment.id for segment in self.segments])
+        self.close_memory(shareable=bool(self._open))
 
     def unavailable_text(self) -> str:
         if self._stopping:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import Deque, Dict, Iterator, Sequence
 
 from .cache import Ended
@@ -87,12 +88,20 @@ class Programs:
                 for line in self._lines(process.stdout.fileno()):
                     logger.info("%s", line)
                     last.append(line)
-                status = process.wait()
+                status = self._wait(process)
             except BaseException:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise
         if status:
             raise ProgramFailed(command, status, list(last))
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int:
+        """Its exit status; it may go on without an output."""
+        while True:
+            if self._ending.is_set():
+                raise Ended
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(_LOOK_MS / 1000)
 
     def _lines(self, fd: int) -> Iterator[str]:
         """What the program writes, line by line, until it closes its output."""

@@ -9,6 +9,7 @@ links that were harmless when they came may together lead outside later. Nothing
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tarfile
@@ -26,6 +27,14 @@ _MODE = 0o755
 """The permissions that an archive may ask for."""
 
 _CHUNK = 1 << 20
+_BLOCK_BYTES = 512
+
+_LEAST_LIMIT_BYTES = 1 << 30
+_MOST_RATIO = 100
+"""An environment is unpacked to three or four times the size of its archive."""
+
+_ROOM_BYTES = 64 << 20
+"""What is to be left of the disk."""
 
 
 class UnpackError(Exception):
@@ -43,14 +52,16 @@ def unpack(archive: str, directory: str) -> None:
         raise UnpackError("it is no tar archive, compressed or not")
     try:
         with tarfile.open(archive) as tar:
-            _Unpacking(tar, directory).run()
+            _Unpacking(tar, directory, max(_LEAST_LIMIT_BYTES, _MOST_RATIO * os.path.getsize(archive))).run()
     except _DAMAGED as error:
         raise UnpackError(f"it is damaged: {error}") from error
 
 
 class _Unpacking:
-    def __init__(self, tar: tarfile.TarFile, directory: str) -> None:
+    def __init__(self, tar: tarfile.TarFile, directory: str, limit: int) -> None:
         self._tar = tar
+        self._limit = limit
+        self._taken = 0
         self._root = os.path.realpath(directory)
         self._links: List[str] = []
         self._safe = ""
@@ -59,6 +70,7 @@ class _Unpacking:
     def run(self) -> None:
         # In the order of the archive: to look at all members first would decompress it twice.
         for member in self._tar:
+            self._count(member)
             try:
                 self._extract(member)
             except _REFUSED as error:
@@ -69,6 +81,15 @@ class _Unpacking:
         for link in self._links:
             if not self._is_within(os.path.realpath(link)):
                 raise UnpackError(f"its entry '{os.path.relpath(link, self._root)}' is refused: it is a link that leads outside")
+
+    def _count(self, member: tarfile.TarInfo) -> None:
+        """What the entry will take, whatever the archive, which may be small, says."""
+        self._taken += _BLOCK_BYTES + member.size
+        if self._taken > self._limit:
+            raise UnpackError(f"its entries take more than {self._limit} bytes, which is no environment of that size")
+        disk = os.statvfs(self._root)
+        if member.size + _ROOM_BYTES > disk.f_bavail * disk.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _extract(self, member: tarfile.TarInfo) -> None:
         self._check_name(member, member.name)

@@ -16,7 +16,7 @@ OPTION = "--grpc-restricted-protocol"
 
 _HEADER_PREFIX = "triton-grpc-protocol-"
 _SHARED_MEMORY = tuple(f"{kind}SharedMemory{what}" for kind in ("System", "Cuda") for what in ("Status", "Register", "Unregister"))
-_CALLS: Dict[str, Sequence[str]] = {
+CALLS: Dict[str, Sequence[str]] = {
     "health": ("ServerLive", "ServerReady", "ModelReady"),
     "metadata": ("ServerMetadata", "ModelMetadata"),
     "inference": ("ModelInfer", "ModelStreamInfer"),
@@ -38,7 +38,7 @@ class RestrictedCalls(grpc.ServerInterceptor):  # type: ignore[misc]
     """
 
     def __init__(self, restrictions: Dict[str, Restriction]) -> None:
-        self._by_method = {f"/{SERVICE}/{call}": one for group, one in restrictions.items() for call in _CALLS[group]}
+        self._by_method = {f"/{SERVICE}/{call}": one for group, one in restrictions.items() for call in CALLS[group]}
         if "health" in restrictions:
             for call in health_pb2.DESCRIPTOR.services_by_name["Health"].methods:
                 self._by_method[f"/{call.containing_service.full_name}/{call.name}"] = restrictions["health"]
@@ -48,8 +48,8 @@ class RestrictedCalls(grpc.ServerInterceptor):  # type: ignore[misc]
         restriction = self._by_method.get(handler_call_details.method)
         if restriction is None:
             return continuation(handler_call_details)
-        header = _HEADER_PREFIX + restriction.key.lower(), restriction.value.decode()
-        if any((key, value) == header for key, value in handler_call_details.invocation_metadata):
+        header = _HEADER_PREFIX + restriction.key.lower()
+        if any(key == header and restriction.admits(value) for key, value in handler_call_details.invocation_metadata):
             return continuation(handler_call_details)
         text = f"This protocol is restricted, expecting header '{_HEADER_PREFIX}{restriction.key}'"
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Callable, List, Mapping, Optional, Protocol, Sequence, Tuple
+from typing import Any, Callable, List, Mapping, Optional, Protocol, Sequence, Sized, Tuple
 from urllib.parse import quote
 
 import grpc
@@ -20,7 +20,7 @@ from grpc import _server
 from grpc._cython import cygrpc
 
 from ...shm.message import ErrorCode
-from ..errors import InternalError, ServerError
+from ..errors import DeadlineExceeded, InternalError, ServerError, Unavailable, Unsupported
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _DETAILS_BYTES = 7000
 """Clients take 8 KiB of trailers, in which what is not printable takes three bytes for one."""
 _PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
-STATUS = {
+_STATUS = {
     ErrorCode.UNKNOWN: grpc.StatusCode.UNKNOWN,
     ErrorCode.INTERNAL: grpc.StatusCode.INTERNAL,
     ErrorCode.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
@@ -41,8 +41,19 @@ STATUS = {
 }
 """Spec 6.3."""
 
+
+def status_of(error: ServerError) -> grpc.StatusCode:
+    """The status that a call with this error ends with."""
+    return grpc.StatusCode.DEADLINE_EXCEEDED if isinstance(error, DeadlineExceeded) else _STATUS[error.code]
+
+
 _Ended = Tuple[Any, Sequence[Callable[[], None]]]
 """What an event's function tells the server: the state of the call and its callbacks, if the call is over."""
+
+_NO_MESSAGE = "the call requires exactly one request message."
+_TOO_MANY_CALLS = "too many calls: try again later"
+_ANY_NUMBER = 1 << 31
+_THREADS_OF_LIBRARIES = 4
 
 _RECEIVE = "receive_message"
 _SEND = "send_message"
@@ -122,7 +133,7 @@ class Call:
         """Ends the call with an error, unless it has ended."""
         with self._state.condition:
             if not self._state.statused:
-                self._state.code = STATUS[error.code]
+                self._state.code = status_of(error)
                 self._state.details = details_of(error).encode()
                 _server._status(self._event, self._state, None)
 
@@ -144,24 +155,29 @@ class StreamHandler(Protocol):
 
 
 class Inline:
-    """A handler that needs no thread, as the behaviour that grpcio is told of."""
+    """A handler that needs no thread, as the behaviour that grpcio is told of. ``kept``: how many calls there may be beyond the most."""
 
-    __slots__ = ("start",)
+    __slots__ = ("kept", "start")
 
-    def __init__(self, start: Callable[[Call], None]) -> None:
+    def __init__(self, start: Callable[[Call], None], kept: int = 0) -> None:
         self.start = start
+        self.kept = kept
 
     def __call__(self, *_: Any) -> Any:
         raise AssertionError("grpcio called a handler itself that belongs to InlineExecutor")
 
 
-def unary(handler: UnaryHandler) -> Any:
-    """A method handler, of raw bytes, for calls with one message either way."""
+def unary(handler: UnaryHandler, kept: int = 0) -> Any:
+    """A method handler, of raw bytes, for calls with one message either way.
+
+    Args:
+        kept: how many calls there may be beyond the most that the server may have, so that these are answered when it has too many.
+    """
 
     def start(call: Call) -> None:
-        call.receive(lambda message: None if message is None else _guarded(handler, message, call))
+        call.receive(lambda message: call.fail(Unsupported(_NO_MESSAGE)) if message is None else _guarded(handler, message, call))
 
-    return grpc.unary_unary_rpc_method_handler(Inline(start))
+    return grpc.unary_unary_rpc_method_handler(Inline(start, kept))
 
 
 def stream(handler: StreamHandler) -> Any:
@@ -177,15 +193,44 @@ def stream(handler: StreamHandler) -> Any:
 
 
 class InlineExecutor(ThreadPoolExecutor):
-    """What grpcio's server is given for its handlers: runs those that block in threads, and the others at once."""
+    """What grpcio's server is given for its handlers: runs ``Inline`` ones at once, and others, which are libraries' and keep their threads
+    for as long as their clients like, in a few threads of their own. ``submit`` is also for what is to run in its many threads.
+
+    ``bound`` tells it of the server, and how many calls the server may have at a time.
+    """
+
+    def __init__(self, threads: int, name: str) -> None:
+        super().__init__(threads, name)
+        self._of_libraries = ThreadPoolExecutor(_THREADS_OF_LIBRARIES, name + "-libraries")
+        self._calls: Sized = ()
+        self._most = 0
+
+    def bound(self, server: grpc.Server, most_calls: int) -> None:
+        self._calls = server._state.rpc_states
+        self._most = most_calls or _ANY_NUMBER
+
+    @property
+    def calls(self) -> int:
+        """How many are open."""
+        return len(self._calls)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         # From grpc._server: submit(state.context.run, _..._response_in_pool, rpc_event, state, behavior, ...)
-        if len(args) > 3 and type(args[3]) is Inline:
+        if len(args) > 3:
             _, event, state, behavior = args[:4]
-            behavior.start(Call(event, state))
+            if type(behavior) is not Inline:
+                return self._of_libraries.submit(fn, *args, **kwargs)
+            call = Call(event, state)
+            if len(self._calls) < self._most + behavior.kept:
+                behavior.start(call)
+            else:
+                call.fail(Unavailable(_TOO_MANY_CALLS))
             return _STARTED
         return super().submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._of_libraries.shutdown(wait, cancel_futures=cancel_futures)
+        super().shutdown(wait, cancel_futures=cancel_futures)
 
 
 _STARTED: Future[Any] = Future()

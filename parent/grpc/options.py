@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, List, Tuple
 
+from ..descriptors import affordable
+
 COMPRESSION_LEVELS = ("none", "low", "medium", "high")
 _MESSAGE_BYTES = 2**31 - 1
 _PENDING_CALLS = 2**31 - 1
@@ -16,7 +18,9 @@ them; how many may wait for a model is for its queue to say."""
 class GrpcOptions:
     """``address`` is, when empty, that of HTTP. Times are in milliseconds. Files of TLS are paths of PEM files, and count with
     ``use_ssl``; ``use_ssl_mutual`` asks clients for a certificate, and turns it on. ``infer_response_compression_level`` is one of
-    ``COMPRESSION_LEVELS``. ``header_forward_pattern`` and ``restricted_protocols`` are as those of HTTP are."""
+    ``COMPRESSION_LEVELS``. ``header_forward_pattern`` and ``restricted_protocols`` are as those of HTTP are. ``max_connections`` at a time,
+    0 for as many as the limit of descriptors permits; ``max_calls`` that are open at a time, streams among them, 0 for any number;
+    ``max_connection_idle`` is how long a connection may be without a call, 0 for ever."""
 
     address: str = ""
     port: int = 8001
@@ -37,6 +41,9 @@ class GrpcOptions:
     http2_max_ping_strikes: int = 2
     max_connection_age: int = 0
     max_connection_age_grace: int = 0
+    max_connections: int = 16384
+    max_connection_idle: int = 600_000
+    max_calls: int = 65536
 
     def channel_arguments(self) -> List[Tuple[str, Any]]:
         """As grpcio wants them (grpc/impl/channel_arg_names.h). Messages may be as long as gRPC can have them."""
@@ -52,7 +59,10 @@ class GrpcOptions:
             ("grpc.http2.max_pings_without_data", self.http2_max_pings_without_data),
             ("grpc.http2.min_ping_interval_without_data_ms", self.http2_min_recv_ping_interval_without_data),
             ("grpc.http2.max_ping_strikes", self.http2_max_ping_strikes),
+            ("grpc.max_allowed_incoming_connections", affordable(self.max_connections)),
         ]
+        if self.max_connection_idle:
+            arguments.append(("grpc.max_connection_idle_ms", self.max_connection_idle))
         if self.max_connection_age:
             arguments.append(("grpc.max_connection_age_ms", self.max_connection_age))
         if self.max_connection_age_grace:

@@ -7,25 +7,37 @@ import socket
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Dict, Optional
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ..core import Core
+from ..errors import NotFound, Unsupported
 from ..header_forwarding import HeaderForwarding
 from ..options import OptionError, TlsOptions
 from ..restricted_apis import parse_restrictions
 from ..tls import server_context
 from .access import OPTION, RestrictedCalls
-from .inline import InlineExecutor, stream, unary
-from .messages import SERVICE, add_servicer
+from .inline import Call, InlineExecutor, stream, unary
+from .messages import SERVICE, add_servicer, pb
 from .options import GrpcOptions
 from .service import GrpcService, InferHandlers
+from .threaded import threaded
 
 _THREADS = 64
 """For the calls that are answered in threads. Loading a model takes one for as long as it lasts."""
+
+_STOP_SECONDS = 5.0
+"""So long grpcio's threads may take to end when their time is over."""
+
+_CLOSE_SECONDS = 0.5
+"""So long clients have to close their connections when nothing runs any more."""
+
+_KEPT_CALLS = 1024
+"""For health and control, when there are too many inferences."""
+_NOT_IMPLEMENTED = "Method not implemented!"
 
 
 class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
@@ -35,12 +47,19 @@ class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._core = core
         self._loop = loop
 
-    def Check(self, request: Any, context: grpc.ServicerContext) -> Any:
+    def Check(self, request: Any, context: Any) -> Any:
         if request.service not in ("", SERVICE):
-            context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service '{request.service}'")
+            raise NotFound(f"unknown service '{request.service}'")
         ready = asyncio.run_coroutine_threadsafe(self._core.check_ready(), self._loop).result()
         status = health_pb2.HealthCheckResponse
         return status(status=status.SERVING if ready else status.NOT_SERVING)
+
+    def List(self, request: Any, context: Any) -> Any:
+        raise Unsupported(_NOT_IMPLEMENTED)
+
+
+def _watch(call: Call) -> None:
+    raise Unsupported(_NOT_IMPLEMENTED)
 
 
 class GrpcServer:
@@ -61,13 +80,23 @@ class GrpcServer:
         credentials = _credentials(options)
         self._executor = InlineExecutor(_THREADS, "stublet-grpc")
         compression = _COMPRESSION[options.infer_response_compression_level]
-        self._server = grpc.server(self._executor, interceptors=interceptors, options=options.channel_arguments(), compression=compression)
+        self._server = grpc.server(
+            self._executor,
+            interceptors=interceptors,
+            options=options.channel_arguments(),
+            maximum_concurrent_rpcs=options.max_calls or None,  # of those that take a thread, or wait for one
+            compression=compression,
+        )
+        self._executor.bound(self._server, options.max_calls)
         add_servicer(GrpcService(core, self._loop), self._server)
-        # In the place of the servicer's.
-        infer = {"ModelInfer": unary(self._handlers.infer), "ModelStreamInfer": stream(self._handlers.stream)}
-        self._server.add_registered_method_handlers(SERVICE, infer)
-        health_pb2_grpc.add_HealthServicer_to_server(_Health(core, self._loop), self._server)
         health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        health_pb2_grpc.add_HealthServicer_to_server(_Health(core, self._loop), self._server)
+        # In the place of the servicers'.
+        checks = self._threaded(_Health(core, self._loop), health_pb2, "Health")
+        self._server.add_registered_method_handlers(health, {**checks, "Watch": stream(_watch)})
+        calls = self._threaded(GrpcService(core, self._loop), pb, "GRPCInferenceService")
+        infer = {"ModelInfer": unary(self._handlers.infer), "ModelStreamInfer": stream(self._handlers.stream)}
+        self._server.add_registered_method_handlers(SERVICE, {**calls, **infer})
         reflection.enable_server_reflection((SERVICE, health, reflection.SERVICE_NAME), self._server)
         address = options.address or default_address
         host = f"[{address}]" if ":" in address else address
@@ -79,6 +108,12 @@ class GrpcServer:
         except RuntimeError as error:
             raise OptionError(f"cannot listen for gRPC on {host}:{options.port}: {_why(address, options.port, error)}") from error
         self.url = f"{host}:{self.port}"
+
+    def _threaded(self, servicer: Any, module: Any, service: str) -> Dict[str, Any]:
+        """Handlers for those of a service's calls that have one message either way."""
+        methods = [one for one in module.DESCRIPTOR.services_by_name[service].methods if not one.server_streaming]
+        types = {one.name: getattr(module, one.input_type.name) for one in methods}
+        return {name: unary(threaded(self._executor, getattr(servicer, name), kind), _KEPT_CALLS) for name, kind in types.items()}
 
     def start(self) -> None:
         """Accepts calls from now on."""
@@ -93,7 +128,9 @@ class GrpcServer:
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(drained.wait(), seconds)
         stopped: threading.Event = self._server.stop(max(deadline - self._loop.time(), 0))
-        await self._loop.run_in_executor(None, stopped.wait)
+        while not await self._loop.run_in_executor(None, stopped.wait, _CLOSE_SECONDS) and self._loop.time() < deadline + _STOP_SECONDS:
+            if not self._executor.calls:
+                self._server.stop(None)  # it waits for clients that have no call to close their connections, and they may not
         self._executor.shutdown(wait=False)
 
 

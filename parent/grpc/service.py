@@ -7,20 +7,18 @@ where they ask the server's loop.
 from __future__ import annotations
 
 import asyncio
-import functools
 from typing import Any, Callable, Coroutine, Dict, List, Mapping, Optional, Set, TypeVar, Union
-
-import grpc
 
 from ..core import Core, version_number
 from ..errors import InvalidArgument, NotFound, ServerError, Unavailable, Unsupported
+from ..exposure import paths_hidden, rows_without_paths
 from ..header_forwarding import HeaderForwarding
 from ..parameters import with_custom
 from ..request import Outcome, Request
 from ..servable import Servable
 from ..tracing.trace import Trace
 from .infer import GrpcCodec, Plan, encode, parts_of
-from .inline import STATUS, Call, details_of, internal
+from .inline import Call, internal
 from .messages import Servicer, pb
 from .stream import ENDS_WITH_ERROR, SHUTTING_DOWN, InferStream
 from .tracing import READ_END, SEND_END, SEND_START, begin_trace
@@ -163,19 +161,6 @@ class InferHandlers:
         return self._forwarding.parameters([(key.encode(), value.encode("latin-1", "replace")) for key, value in texts.items()])
 
 
-def _answering(function: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
-    """A method of the servicer whose ServerErrors become the call's status."""
-
-    @functools.wraps(function)
-    def answer(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
-        try:
-            return function(self, request, context)
-        except ServerError as error:
-            context.abort(STATUS[error.code], details_of(error))
-
-    return answer
-
-
 _SETTINGS = {
     "log_file": ("string_param", "string"),
     "log_info": ("bool_param", "boolean"),
@@ -203,7 +188,6 @@ class GrpcService(Servicer):  # type: ignore[misc]
     def ServerReady(self, request: Any, context: Any) -> Any:
         return pb.ServerReadyResponse(ready=self._await(self._core.check_ready()))
 
-    @_answering
     def ModelReady(self, request: Any, context: Any) -> Any:
         try:
             ready = self._await(self._core.model_ready(request.name, request.version))
@@ -214,18 +198,15 @@ class GrpcService(Servicer):  # type: ignore[misc]
     def ServerMetadata(self, request: Any, context: Any) -> Any:
         return pb.ServerMetadataResponse(**self._core.metadata())
 
-    @_answering
     def ModelMetadata(self, request: Any, context: Any) -> Any:
         metadata = self._in_loop(self._core.model_metadata, request.name, version_number(request.version))
         for tensor in metadata["inputs"]:
             tensor.pop("optional", None)  # the message has no such field
         return pb.ModelMetadataResponse(**metadata)
 
-    @_answering
     def ModelConfig(self, request: Any, context: Any) -> Any:
         return pb.ModelConfigResponse(config=self._in_loop(self._core.find, request.name, version_number(request.version)).config)
 
-    @_answering
     def ModelStatistics(self, request: Any, context: Any) -> Any:
         response = pb.ModelStatisticsResponse()
         for one in self._in_loop(self._core.statistics, request.name, request.version):
@@ -234,12 +215,11 @@ class GrpcService(Servicer):  # type: ignore[misc]
 
     # The repository
 
-    @_answering
     def RepositoryIndex(self, request: Any, context: Any) -> Any:
         _refuse_repository(request)
-        return pb.RepositoryIndexResponse(models=[{**row} for row in self._in_loop(self._core.repository_index, request.ready)])
+        rows = self._in_loop(self._core.repository_index, request.ready)
+        return pb.RepositoryIndexResponse(models=[{**row} for row in rows_without_paths(rows, self._core.options.expose_tracebacks)])
 
-    @_answering
     def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
         _refuse_repository(request)
         config = ""
@@ -256,10 +236,10 @@ class GrpcService(Servicer):  # type: ignore[misc]
                 files[key] = parameter.bytes_param
             else:
                 raise InvalidArgument(f"unrecognized load parameter '{key}'.")
-        self._await(self._core.load_model(request.model_name, config, files or None))
+        with paths_hidden(self._core.options.expose_tracebacks):
+            self._await(self._core.load_model(request.model_name, config, files or None))
         return pb.RepositoryModelLoadResponse()
 
-    @_answering
     def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
         _refuse_repository(request)
         dependents = False
@@ -273,39 +253,32 @@ class GrpcService(Servicer):  # type: ignore[misc]
 
     # Shared memory of clients
 
-    @_answering
     def SystemSharedMemoryStatus(self, request: Any, context: Any) -> Any:
         regions = {region["name"]: region for region in self._core.client_memory.system_status(request.name)}
         return pb.SystemSharedMemoryStatusResponse(regions=regions)
 
-    @_answering
     def SystemSharedMemoryRegister(self, request: Any, context: Any) -> Any:
         self._core.client_memory.register_system(request.name, request.key, request.offset, request.byte_size)
         return pb.SystemSharedMemoryRegisterResponse()
 
-    @_answering
     def SystemSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
         self._core.client_memory.unregister_system(request.name)
         return pb.SystemSharedMemoryUnregisterResponse()
 
-    @_answering
     def CudaSharedMemoryStatus(self, request: Any, context: Any) -> Any:
         regions = {region["name"]: region for region in self._core.client_memory.cuda_status(request.name)}
         return pb.CudaSharedMemoryStatusResponse(regions=regions)
 
-    @_answering
     def CudaSharedMemoryRegister(self, request: Any, context: Any) -> Any:
         self._core.client_memory.register_cuda(request.name, request.raw_handle, request.device_id, request.byte_size)
         return pb.CudaSharedMemoryRegisterResponse()
 
-    @_answering
     def CudaSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
         self._core.client_memory.unregister_cuda(request.name)
         return pb.CudaSharedMemoryUnregisterResponse()
 
     # Settings
 
-    @_answering
     def LogSettings(self, request: Any, context: Any) -> Any:
         changes: Dict[str, Any] = {}
         for key, setting in request.settings.items():
@@ -327,7 +300,6 @@ class GrpcService(Servicer):  # type: ignore[misc]
                 setting.string_param = value
         return response
 
-    @_answering
     def TraceSetting(self, request: Any, context: Any) -> Any:
         changes: Dict[str, Any] = {}
         for key, setting in request.settings.items():

@@ -127,7 +127,7 @@ class HttpFrontEnd:
             *InstancesApi(core).routes,
             *SharedMemoryApi(core).routes,
         ]
-        self._router = Router([*routes, *OpenApi(core, routes).routes])
+        self.router = Router([*routes, *OpenApi(core, routes).routes])
         self.infer_targets: Dict[bytes, InferTarget] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -155,12 +155,12 @@ class HttpFrontEnd:
 
     async def _serve(self, exchange: Exchange) -> None:
         scope = exchange.scope
-        found = self._router.find(scope["path"])
+        found = self.router.find(scope["path"])
         if found is None:
             await exchange.answer_error(404, "Not Found")
             return
         restriction = self._restrictions.get(next(iter(found.routes.values())).api)
-        if restriction and exchange.header(restriction.header) != restriction.value:
+        if restriction and not restriction.admits(exchange.header(restriction.header) or b""):
             await exchange.answer_error(403, f"This API is restricted, expecting header '{restriction.key}'")
             return
         route = found.routes.get(scope["method"])
@@ -173,7 +173,7 @@ class HttpFrontEnd:
         """The model's name and version if a request's target is that of an inference that has nothing special about it."""
         if self._forwarding or "inference" in self._restrictions:
             return None
-        found = self._router.find(unquote(url.split(b"?", 1)[0].decode("latin-1")))
+        found = self.router.find(unquote(url.split(b"?", 1)[0].decode("latin-1")))
         route = found.routes.get("POST") if found else None
         if found is None or route is None or route.handler != self._infer:
             return None

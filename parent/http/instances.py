@@ -27,7 +27,12 @@ _INSTANCE = schemas.record(
         "state": schemas.STRING,
         "reason": schemas.STRING,
         "executing": schemas.UNSIGNED,
+        "restarts": schemas.UNSIGNED,
+        "restart_in_seconds": schemas.ANY,
         "memory_bytes": schemas.ANY,
+        "gpu_exported_bytes": schemas.UNSIGNED,
+        "gpu_imported_bytes": schemas.UNSIGNED,
+        "gpu_memory_bytes": schemas.ANY,
     }
 )
 _MODEL = schemas.record(

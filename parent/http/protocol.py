@@ -21,9 +21,10 @@ from ..request import Outcome, Request, drop
 from ..servable import Servable
 from ..tracing.trace import Trace
 from . import infer, response
-from .bounded_head import BoundedHeadProtocol
+from .bounded import BoundedProtocol
 from .exchange import NAMES_AS_SENT
 from .front_end import NO_DECOUPLED, HttpFrontEnd, InferFields
+from .limits import Phase
 from .tracing import RECV_END, SEND_END, SEND_START, begin_trace
 
 logger = logging.getLogger(__name__)
@@ -35,8 +36,10 @@ _STATUS_LINE = {
     500: b"HTTP/1.1 500 Internal Server Error\r\n",
     501: b"HTTP/1.1 501 Not Implemented\r\n",
     503: b"HTTP/1.1 503 Service Unavailable\r\n",
+    504: b"HTTP/1.1 504 Gateway Timeout\r\n",
 }
 _CLOSE = b"connection: close\r\n"
+_IDLE = Phase.IDLE
 
 
 class _NoEvent:
@@ -169,7 +172,7 @@ class InferCycle:
         self._protocol.on_infer_complete()
 
 
-class InferProtocol(BoundedHeadProtocol):
+class InferProtocol(BoundedProtocol):
     """The protocol class for uvicorn's ``http`` setting; ``config.app`` must be the front end."""
 
     cycle: Any
@@ -180,7 +183,6 @@ class InferProtocol(BoundedHeadProtocol):
         assert isinstance(front_end, HttpFrontEnd)
         self._front_end = front_end
         self.loop_thread = front_end.thread
-        self._idle_since = 0.0
         self._asgi_cycle: Any = None
         self._targets = front_end.infer_targets
 
@@ -204,34 +206,11 @@ class InferProtocol(BoundedHeadProtocol):
         super().on_headers_complete()
 
     def on_infer_complete(self) -> None:
-        """What ``on_response_complete`` does, for a connection that is rarely idle: one timer for its life, not one for each request."""
+        """What ``on_response_complete`` does, for a connection that has no other request."""
         if self.pipeline or self.transport.is_closing():
             self.on_response_complete()
-            return
-        self.server_state.total_requests += 1
-        self._idle_since = self.loop.time()
-        if self.timeout_keep_alive_task is None:
-            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
-
-    def _unset_keepalive_if_required(self) -> None:
-        if self.transport.is_closing():
-            super()._unset_keepalive_if_required()
-
-    def timeout_keep_alive_handler(self) -> None:
-        self.timeout_keep_alive_task = None
-        busy = self.cycle is not None and not self.cycle.response_complete
-        idle = 0.0 if busy else self.loop.time() - self._idle_since
-        if idle >= self.timeout_keep_alive:
-            super().timeout_keep_alive_handler()
-        elif not self.transport.is_closing():
-            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive - idle, self.timeout_keep_alive_handler)
-
-    def on_response_complete(self) -> None:
-        self._idle_since = self.loop.time()
-        if self.timeout_keep_alive_task is not None:
-            self.timeout_keep_alive_task.cancel()
-            self.timeout_keep_alive_task = None
-        super().on_response_complete()
+        else:
+            self.server_state.total_requests += 1
 
     def on_body(self, body: bytes) -> None:
         cycle = self.cycle
@@ -244,7 +223,9 @@ class InferProtocol(BoundedHeadProtocol):
         cycle = self.cycle
         if type(cycle) is not InferCycle:
             super().on_message_complete()
-        elif not cycle.response_complete:
+            return
+        self.reading = _IDLE
+        if not cycle.response_complete:
             cycle.submit()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
@@ -259,7 +240,6 @@ class InferProtocol(BoundedHeadProtocol):
             # uvicorn tells only the last of several in a pipeline.
             self._asgi_cycle.disconnected = True
         super().connection_lost(exc)
-        super()._unset_keepalive_if_required()
         # Without it, connection and cycle hold each other, and all that the request brought, until the garbage collector comes by.
         self.cycle = self._asgi_cycle = None
 

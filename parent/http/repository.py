@@ -7,6 +7,7 @@ import binascii
 from typing import TYPE_CHECKING, Any, Dict, List, Tuple
 
 from ..errors import InvalidArgument, Unsupported
+from ..exposure import paths_hidden, rows_without_paths
 from . import schemas
 from .exchange import Exchange
 from .json_document import boolean, parameters_of
@@ -25,6 +26,7 @@ class RepositoryApi:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._limit = core.options.http_max_input_size
+        self._expose = core.options.expose_tracebacks
         load = Operation("Loads a model, or loads it again", body=schemas.LOAD_REQUEST)
         unload = Operation("Unloads a model", body=schemas.UNLOAD_REQUEST)
         self.routes: List[Route] = [
@@ -41,11 +43,12 @@ class RepositoryApi:
         ready = document.get("ready", False) if isinstance(document, dict) else False
         if not isinstance(ready, bool):
             raise InvalidArgument("Invalid value for 'ready': expected a boolean")
-        await exchange.answer_json(self._core.repository_index(ready))
+        await exchange.answer_json(rows_without_paths(self._core.repository_index(ready), self._expose))
 
     async def _load(self, exchange: Exchange, name: str) -> None:
         config, files = load_parameters(parameters_of(await exchange.document(self._limit, {})))
-        await self._core.load_model(name, config, files or None)
+        with paths_hidden(self._expose):
+            await self._core.load_model(name, config, files or None)
         await exchange.answer()
 
     async def _unload(self, exchange: Exchange, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
@@ -63,7 +64,8 @@ class SharedMemoryApi:
     async def _register_cuda(self, exchange: Exchange, region: str) -> None:
         document = await self._fields(exchange, "raw_handle", "device_id", "byte_size")
         handle = _decode_handle(member(member(document, "raw_handle", dict, "object"), "b64", str, "string"))
-        self._memory.register_cuda(region, handle, unsigned(document, "device_id"), unsigned(document, "byte_size"))
+        where = unsigned(document, "device_id"), unsigned(document, "byte_size")
+        await asyncio.get_running_loop().run_in_executor(None, self._memory.register_cuda, region, handle, *where)
         await exchange.answer()
 
     async def _register_nameless_system(self, exchange: Exchange) -> None:

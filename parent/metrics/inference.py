@@ -12,6 +12,7 @@ from .latency import Latencies
 from .options import FIRST_RESPONSE
 
 if TYPE_CHECKING:
+    from ..instance import Instance
     from ..servable import Servable
 
 _COUNTERS: Tuple[Tuple[str, str, Callable[[ModelStatistics], int]], ...] = (
@@ -124,7 +125,7 @@ def _distributions(models: List[_Labelled]) -> Iterator[Family]:
 
 
 def _own(models: List[_Labelled]) -> Iterator[Family]:
-    instances = [({**labels, "instance": instance.name}, instance) for labels, model in models for instance in model.instances]
+    instances = [({**labels, "instance": instance.name}, instance) for labels, model in models for instance in _one_of_each_name(model)]
     yield Family.of(
         "stublet_instance_up",
         "Whether the instance serves",
@@ -136,6 +137,12 @@ def _own(models: List[_Labelled]) -> Iterator[Family]:
         "When the process of the instance was started, in seconds since 1970",
         "gauge",
         [(labels, instance.started_at) for labels, instance in instances if instance.state is State.READY],
+    )
+    yield Family.of(
+        "stublet_instance_restarts_total",
+        "How often the instance was started again because it had died",
+        "counter",
+        [(labels, instance.restarts) for labels, instance in instances],
     )
     capacity, used = [], []
     for labels, model in models:
@@ -151,6 +158,15 @@ def _own(models: List[_Labelled]) -> Iterator[Family]:
         samples.append(Sample(f"{name}_count", labels, model.statistics.round_trips))
         samples.append(Sample(f"{name}_sum", labels, model.statistics.round_trip_ns * _NANOSECONDS))
     yield Family(name, "What an execution takes beside the time in execute, in seconds", "summary", samples)
+
+
+def _one_of_each_name(model: Servable) -> List[Instance]:
+    """Without spares, and, where an instance is being replaced, without the one that does not serve."""
+    found: Dict[str, Instance] = {}
+    for instance in model.instances:
+        if not instance.in_reserve and (instance.name not in found or instance.state is State.READY):
+            found[instance.name] = instance
+    return list(found.values())
 
 
 NAMES = frozenset(family.name for family in InferenceMetrics(list, durations=True).collect())

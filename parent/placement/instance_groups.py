@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import glob
 from typing import Any, List, NamedTuple, Tuple
 
-_GPUS = "/dev/nvidia[0-9]*"
-_LEAST_COMPUTE_CAPABILITY = "6.000000"
+from .gpus import LEAST_CAPABILITY, own_gpu_only, supported_gpus
+
 _MOST_INSTANCES = 4096
 """Each is a process."""
 
 
 class InstanceSpec(NamedTuple):
-    """One instance: its name (``<group>_<index>``), kind as a model sees it, and device. ``passive``: it is never scheduled. ``policy``: the
-    host policy that says where it runs. ``resources``: what the rate limiter has to grant for an execution, as (name, whether all devices
-    share it, count). ``priority``: with 2 it gets half as many turns as with 1."""
+    """One instance: its name (``<group>_<index>``), kind as a model sees it, and device, the number of a GPU of the server's if that is GPU.
+    ``passive``: it is never scheduled. ``policy``: the host policy that says where it runs. ``resources``: what the rate limiter has to grant
+    for an execution, as (name, whether all devices share it, count). ``priority``: with 2 it gets half as many turns as with 1."""
 
     name: str
     kind: str
@@ -32,8 +31,11 @@ def complete_instance_groups(config: Any, name: str) -> None:
     for index, group in enumerate(config.instance_group):
         group.name = group.name or f"{name}_{index}"
         group.count = max(group.count, 1)
+        gpus = supported_gpus() if group.kind in (group.KIND_AUTO, group.KIND_GPU) else ()
         if group.kind == group.KIND_AUTO:
-            group.kind = group.KIND_CPU
+            group.kind = group.KIND_GPU if gpus else group.KIND_CPU
+        if group.kind == group.KIND_GPU and not group.gpus:
+            group.gpus.extend(gpus)
 
 
 def check_instance_groups(config: Any, name: str) -> None:
@@ -42,7 +44,7 @@ def check_instance_groups(config: Any, name: str) -> None:
     Raises:
         ValueError: with Triton's text where it has one.
     """
-    if sum(group.count for group in config.instance_group) > _MOST_INSTANCES:
+    if sum(group.count * max(len(group.gpus), 1) for group in config.instance_group) > _MOST_INSTANCES:
         raise ValueError(f"model {name} must have at most {_MOST_INSTANCES} instances")
     for group in config.instance_group:
         where = f"instance group {group.name} of model {name}"
@@ -50,15 +52,17 @@ def check_instance_groups(config: Any, name: str) -> None:
         if group.kind != group.KIND_GPU:
             if group.gpus:
                 raise ValueError(f"{where} has kind {kind} but specifies one or more GPUs")
-        elif glob.glob(_GPUS):
-            raise ValueError(f"{where} has kind {kind}, but this version of stublet runs instances on the CPU only")
-        elif group.gpus:
-            raise ValueError(
-                f"{where} specifies invalid or unsupported gpu id {group.gpus[0]}. GPUs with at least the minimum required CUDA compute "
-                f"compatibility of {_LEAST_COMPUTE_CAPABILITY} are: "
-            )
-        else:
+            continue
+        if not group.gpus:
             raise ValueError(f"{where} has kind {kind} but no GPUs are available")
+        gpus = supported_gpus()
+        for gpu in group.gpus:
+            if gpu not in gpus:
+                raise ValueError(
+                    f"{where} specifies invalid or unsupported gpu id {gpu}. GPUs with at least the minimum required CUDA compute "
+                    f"compatibility of {LEAST_CAPABILITY:.6f} are: {', '.join(map(str, gpus))}"
+                )
+    own_gpu_only(config)
 
 
 def instance_specs(config: Any) -> List[InstanceSpec]:
@@ -66,9 +70,9 @@ def instance_specs(config: Any) -> List[InstanceSpec]:
     specs = []
     for group in config.instance_group:
         kind = group.Kind.Name(group.kind)[len("KIND_") :]
-        policy = group.host_policy or kind.lower()
         resources = tuple([(needed.name, bool(getattr(needed, "global")), needed.count) for needed in group.rate_limiter.resources])
-        for index in range(group.count):
-            name = f"{group.name}_{index}"
-            specs.append(InstanceSpec(name, kind, 0, group.passive, policy, resources, group.rate_limiter.priority))
+        devices = list(group.gpus) if group.kind == group.KIND_GPU else [0]
+        for index, device in enumerate(devices * group.count):
+            policy = group.host_policy or (f"gpu_{device}" if group.kind == group.KIND_GPU else kind.lower())
+            specs.append(InstanceSpec(f"{group.name}_{index}", kind, device, group.passive, policy, resources, group.rate_limiter.priority))
     return specs

@@ -11,6 +11,7 @@ import os
 from contextlib import suppress
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
+from .gpus import VISIBLE, own_gpu_only, visible
 from .host_policy import Cores, HostPolicies
 from .instance_groups import InstanceSpec, instance_specs
 
@@ -25,11 +26,12 @@ _QUOTA = "/sys/fs/cgroup/cpu.max"
 
 class Placement(NamedTuple):
     """``cores``: on which the process runs; None for those of the server. ``threads``: of numerical libraries; None if they are left alone.
-    ``variables``: of the environment, to be set, or, with None, removed."""
+    ``variables``: of the environment, to be set, or, with None, removed. ``device``: the number that its GPU, if it has one, has in it."""
 
     cores: Optional[Cores] = None
     threads: Optional[int] = None
     variables: Mapping[str, Optional[str]] = {}
+    device: int = 0
 
     @property
     def has_cores(self) -> bool:
@@ -60,13 +62,18 @@ def place(
     """
     specs = instance_specs(config)
     wanted = _wanted(config, config.name)
+    isolated = own_gpu_only(config)
     placed = []
     for spec in specs:
         threads = wanted
         if threads is None and not any(variable in environment for variable in (_OPENMP, *_OF_LIBRARIES)):
             threads = _share(spec, specs, policies, quota)
         cores = policies.cores(spec.policy) if policies.pinned(spec.policy) else None
-        placed.append((spec, Placement(cores, threads, {} if threads is None else _variables(threads))))
+        variables = {} if threads is None else _variables(threads)
+        device = spec.device
+        if isolated:
+            variables[VISIBLE], device = visible(device if spec.kind == "GPU" else None, environment), 0
+        placed.append((spec, Placement(cores, threads, variables, device)))
     return placed
 
 

@@ -80,11 +80,19 @@ class DynamicBatcher(Generic[Instance, Request]):
     Args:
         describe: what counts of a request.
         capacity: how many batches an instance executes at a time.
+        arrival_of: when a request arrived that comes back unexecuted: what it has waited already counts.
     """
 
-    def __init__(self, batching: Batching, describe: Callable[[Request], Arrival], capacity: int = 1) -> None:
+    def __init__(
+        self,
+        batching: Batching,
+        describe: Callable[[Request], Arrival],
+        capacity: int = 1,
+        arrival_of: Optional[Callable[[Request], int]] = None,
+    ) -> None:
         self._batching = batching
         self._describe = describe
+        self._arrival_of = arrival_of
         self._preferred = frozenset(batching.preferred)
         self._most = max(batching.preferred, default=batching.max_size)
         self._capacity = capacity
@@ -123,9 +131,10 @@ class DynamicBatcher(Generic[Instance, Request]):
         for request in reversed(unstarted):
             arrival = self._describe(request)
             level = self._level(arrival)
-            waiting = _Waiting(request, arrival, level, now)
+            waiting = _Waiting(request, arrival, level, now if self._arrival_of is None else self._arrival_of(request))
             self._note(waiting)
             level.queue.appendleft(waiting)
+            self._limit(waiting)
         return self._act(now)
 
     def retire(self, instance: Instance) -> None:
@@ -142,11 +151,7 @@ class DynamicBatcher(Generic[Instance, Request]):
         waiting = _Waiting(request, arrival, level, now)
         self._note(waiting)
         level.queue.append(waiting)
-        timeout = policy.timeout_ns
-        if policy.may_override and arrival.timeout_ns and (not timeout or arrival.timeout_ns < timeout):
-            timeout = arrival.timeout_ns
-        if timeout:
-            heapq.heappush(self._deadlines, (now + timeout, next(self._numbers), waiting))
+        self._limit(waiting)
         if self._free() is not None:
             self._look_at = now
         return NOTHING
@@ -185,6 +190,15 @@ class DynamicBatcher(Generic[Instance, Request]):
         waiting.level.size += 1
         self._items += waiting.arrival.size
         self._waiting[waiting.request] = waiting
+
+    def _limit(self, waiting: _Waiting[Request]) -> None:
+        """Sees to it that the request does not wait for longer than it may."""
+        policy, arrival = waiting.level.policy, waiting.arrival
+        timeout = policy.timeout_ns
+        if policy.may_override and arrival.timeout_ns and (not timeout or arrival.timeout_ns < timeout):
+            timeout = arrival.timeout_ns
+        if timeout:
+            heapq.heappush(self._deadlines, (waiting.since + timeout, next(self._numbers), waiting))
 
     def _forget(self, waiting: _Waiting[Request]) -> None:
         waiting.gone = True

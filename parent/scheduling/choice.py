@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from .batcher import DynamicBatcher
@@ -17,5 +18,5 @@ def scheduler_for(config: Any, capacity: int, max_queue_size: int) -> Scheduler:
         max_queue_size: how many requests may wait where the configuration does not say; 0 for any number.
     """
     if is_batched(config):
-        return DynamicBatcher(batching_of(config, max_queue_size), describer(config), capacity)
+        return DynamicBatcher(batching_of(config, max_queue_size), describer(config), capacity, attrgetter("submitted_ns"))
     return DefaultScheduler(capacity, max_queue_size)

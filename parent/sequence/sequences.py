@@ -7,9 +7,10 @@ A request is handed over with the control inputs and the states of its sequence 
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any, Dict, Hashable, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Hashable, List, Optional, Sequence, Tuple, Union
 
-from ...shm.arena import aligned
+from ...shm.arena import Block, aligned
+from ...shm.bytes_codec import LENGTH_BYTES
 from ...shm.dtype import BYTES, element_count
 from ...shm.errors import OutOfSharedMemory
 from ..errors import InvalidArgument, ServerError, Unsupported
@@ -30,6 +31,8 @@ _LONGEST_ID = 128
 """Of a correlation ID that is a string."""
 
 _NO_EXTRAS: Tuple[Any, ...] = ("", None, "{}", 0, 0, 0)
+
+_ZEROS = bytes(1 << 20)
 
 Input = Tuple[int, int, Tuple[int, ...], int, int, int]
 """As a message describes it."""
@@ -167,24 +170,35 @@ class Sequences:
         request.borrowed = request.borrowed or bool(self._states) or self.iterative
 
     def _write(
-        self, heads: Sequence[_Head], pieces: Sequence[bytes], shapes: Sequence[Tuple[int, ...]], number: int, added: List[Tuple[Lent, int]]
+        self,
+        heads: Sequence[_Head],
+        pieces: Sequence[Union[bytes, int]],
+        shapes: Sequence[Tuple[int, ...]],
+        number: int,
+        added: List[Tuple[Lent, int]],
     ) -> List[Input]:
-        """Puts tensors in a block that is added to a request as its ``number``-th; how a message describes them.
+        """Puts tensors in a block that is added to a request as its ``number``-th; how a message describes them. A piece is the bytes of
+        one, or so many zeros.
 
         Raises:
             OutOfSharedMemory: there is no room for it.
         """
         if not pieces:
             return []
-        size = sum([aligned(len(piece)) for piece in pieces])
+        sizes = [piece if isinstance(piece, int) else len(piece) for piece in pieces]
+        size = sum(map(aligned, sizes))
         block = self._model.arena.allocate(size)
-        added.append((block, size))
         described: List[Input] = []
         offset = 0
-        for (index, code), piece, shape in zip(heads, pieces, shapes):
-            block.write(offset, piece, len(piece))
-            described.append((index, code, shape, number, offset, len(piece)))
-            offset += aligned(len(piece))
+        for (index, code), piece, nbytes, shape in zip(heads, pieces, sizes, shapes):
+            try:
+                _write(block, offset, piece, nbytes)
+            except OutOfSharedMemory:
+                block.release()
+                raise
+            described.append((index, code, shape, number, offset, nbytes))
+            offset += aligned(nbytes)
+        added.append((block, size))
         return described
 
     def _memory(self, sequence: Hashable, starts: bool) -> SequenceMemory:
@@ -218,14 +232,24 @@ class Sequences:
         assert like.turn is not None
         own = like.turn.inputs
         heads = [*((index, code) for index, code, *_ in own), *self._heads]
-        pieces = [bytes(element_count(shape) * 4 if code == BYTES.code else nbytes) for _, code, shape, _, _, nbytes in own]
+        shapes = [self._row_shape(*each) for each in own]
+        zeros = [element_count(shape) * LENGTH_BYTES if head[1] == BYTES.code else head[5] for head, shape in zip(own, shapes)]
+        pieces: List[Union[bytes, int]] = [*zeros]
         pieces += [*self._values.values(0, 0, ready=False), *self._first]
-        shapes = [shape for _, _, shape, *_ in own] + [(1, 1)] * len(self._controls) + [state.first_shape for state in self._states]
+        shapes += [(1, 1)] * len(self._controls) + [state.first_shape for state in self._states]
         blocks: List[Tuple[Lent, int]] = []
         row = Request(blocks, tuple(self._write(heads, pieces, shapes, 0, blocks)), (), _nobody)
         row.answered = True
         row.instance, row.batch, row.submitted_ns = like.instance, like.batch, like.submitted_ns
         return row
+
+    def _row_shape(self, index: int, code: int, shape: Tuple[int, ...], _block: int, _offset: int, nbytes: int) -> Tuple[int, ...]:
+        """That of an input of another request, unless there cannot be so many strings in it: of those in memory of a client's nobody has
+        looked at more than their shape."""
+        if code != BYTES.code or element_count(shape) * LENGTH_BYTES <= nbytes:
+            return shape
+        spec = self._model.inputs[index]
+        return tuple([1 if wanted == -1 else dim for dim, wanted in zip(shape, spec.model_shape or spec.shape)])
 
     def handed(self, requests: Sequence[Request]) -> None:
         """A batch was handed over: has the model wait with what it says to a request whose client wanted that before."""
@@ -266,6 +290,16 @@ class Sequences:
         memory = self._memories.pop(sequence, None)
         if memory is not None:
             memory.close()
+
+
+def _write(block: Block, offset: int, piece: Union[bytes, int], nbytes: int) -> None:
+    if not isinstance(piece, int):
+        block.write(offset, piece, nbytes)
+        return
+    while nbytes:
+        count = min(nbytes, len(_ZEROS))
+        block.write(offset, _ZEROS[:count], count)
+        offset, nbytes = offset + count, nbytes - count
 
 
 def _nobody(_outcome: Optional[Outcome], _final: bool) -> None:

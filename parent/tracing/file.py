@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 _MOST_WAITING = 10_000
 """Traces that wait to be written; what comes beyond is lost."""
 _MOST_AT_ONCE = 256
+_CLOSE_SECONDS = 10.0
+"""A disk that takes longer does not keep the server from its end."""
 
 
 class TraceFile:
@@ -66,7 +68,7 @@ class TraceFile:
             self._closed = True
         if self._thread is not None:
             self._records.put(None)
-            self._thread.join()
+            self._thread.join(_CLOSE_SECONDS)
         for part in self._parts.values():
             part.close()
 

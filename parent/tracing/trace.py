@@ -8,6 +8,7 @@ from __future__ import annotations
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
+from ...shm.cuda.segment import DeviceSegment
 from ...shm.dtype import BY_CODE
 from ..errors import ServerError
 from ..parameters import with_trace
@@ -133,12 +134,12 @@ def wanted_of(token: Token, log_frequency: int) -> Wanted:
 
 
 def _inputs(model: Servable, request: Request) -> List[TracedTensor]:
-    """Copies of the inputs; those in shared memory of the client's without their bytes."""
+    """Copies of the inputs; those in shared memory of the client's, or on a GPU, without their bytes."""
     tensors = []
     for index, dtype, shape, number, offset, nbytes in request.inputs:
         data = b""
-        if number < len(request.blocks):
-            block = request.blocks[number][0]
+        block = request.blocks[number][0] if number < len(request.blocks) else None
+        if block is not None and not isinstance(block.segment, DeviceSegment):
             start = block.offset + offset
             data = bytes(block.segment.memory[start : start + nbytes])
         tensors.append(TracedTensor("TENSOR_QUEUE_INPUT", model.inputs[index].name, BY_CODE[dtype].name, shape, data))

@@ -12,12 +12,12 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, List, NamedTuple, Optional, Sequence, Tuple
 
 from ...shm.arena import aligned
-from ...shm.dtype import BY_CONFIG_NAME, BYTES
+from ...shm.bytes_codec import LENGTH_BYTES
+from ...shm.dtype import BY_CONFIG_NAME, BYTES, element_count
 from ...shm.errors import OutOfSharedMemory
 from .. import model_config
 from ..errors import ServerError
 from ..instance import LoadFailed
-from ..lifecycle import State
 from ..log import about
 from ..request import Outcome, Request, drop
 from ..validation import GivenInput, check_strings, lay_out
@@ -56,6 +56,7 @@ def read_samples(model: Model) -> List[Sample]:
             text = "warmup sample '%s' of model '%s' has no batch_size, so that there is nothing to execute"
             logger.warning(text, section.name, model.name)
             continue
+        _check_memory(model, section)
         try:
             nbytes, pieces, inputs = _read(model, section)
         except OSError as error:
@@ -64,6 +65,19 @@ def read_samples(model: Model) -> List[Sample]:
             raise LoadFailed(str(error)) from error
         samples.append(Sample(section.name, section.batch_size, max(section.count, 1), nbytes, pieces, inputs))
     return samples
+
+
+def _check_memory(model: Model, section: Any) -> None:
+    """Before anything is made of what a sample describes."""
+    most, needed = model.server.request_memory.most, 0
+    for tensor in section.inputs.values():
+        dtype = BY_CONFIG_NAME[model_config.messages.DataType.Name(tensor.data_type)]
+        needed += element_count(tensor.dims) * (dtype.itemsize or LENGTH_BYTES) * section.batch_size
+    if needed > most:
+        raise LoadFailed(
+            f"failed to run warmup sample '{section.name}': its inputs take {needed} bytes, but requests may have {most} at a time "
+            "(--max-inflight-bytes)"
+        )
 
 
 def _read(model: Model, section: Any) -> Tuple[int, List[Tuple[int, bytes]], Tuple[Tuple[Any, ...], ...]]:
@@ -94,7 +108,7 @@ def _read(model: Model, section: Any) -> Tuple[int, List[Tuple[int, bytes]], Tup
 
 async def warm_up(instance: Instance, samples: Sequence[Sample]) -> None:
     """Has an instance that has loaded execute the samples; then it serves, or has not loaded."""
-    failure: Optional[LoadFailed] = None
+    failure = ""
     try:
         for sample in samples:
             for iteration in range(sample.times):
@@ -105,18 +119,12 @@ async def warm_up(instance: Instance, samples: Sequence[Sample]) -> None:
                 if errors:
                     raise LoadFailed(f"failed to run warmup sample '{sample.name}': {''.join(f'{error}; ' for error in errors)}")
     except LoadFailed as error:
-        failure = error
+        failure = str(error)
     except Exception:
         logger.exception("internal error while warming up '%s'", instance.name, extra=about(instance.facts))
-        failure = LoadFailed(_INTERNAL)
-    if instance.loaded.done():
-        return  # its process has ended, and that is the reason
-    if failure is not None:
-        instance.loaded.set_exception(failure)
-        return
-    if instance.state is State.READY:
-        instance.model.instance_ready(instance)
-    instance.loaded.set_result(None)
+        failure = _INTERNAL
+    if not instance.loaded.done():  # else its process has ended, and that is the reason
+        instance.warmed_up(failure)
 
 
 async def _execute(instance: Instance, sample: Sample) -> List[ServerError]:

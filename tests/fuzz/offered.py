@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, NamedTuple
+from typing import Any, Dict, Iterator, NamedTuple, Sequence
 
 from model_repository import MODELS
 from stublet.parent import model_config, repository
@@ -14,6 +16,19 @@ from stublet.parent.options import ServerOptions
 from stublet.parent.repository import ModelFiles
 
 NAMES = ("add_sub", "every_type", "identity_batch", "identity_bytes", "matrix", "optional", "vector")
+
+
+class NoProcess:
+    """Takes the place of the fork server: the test is the process."""
+
+    far: socket.socket
+    """The stub's end of the control socket of the one that was spawned last."""
+
+    def remove_at_end(self, directory: str) -> None:
+        return
+
+    def spawn(self, stub: Any, interpreter: Any, environment: Any, placement: Any, sandbox: Any, fds: Sequence[int]) -> None:
+        self.far = socket.socket(fileno=os.dup(fds[0]))
 
 
 class Offered(NamedTuple):
@@ -33,8 +48,7 @@ class Offered(NamedTuple):
 @contextmanager
 def offered() -> Iterator[Offered]:
     """The models of ``tests/models`` that ``NAMES`` has."""
-    spawner: Any = None  # nothing is spawned
-    core = Core(ServerOptions(allow_client_shm=True), spawner)
+    core = Core(ServerOptions(allow_client_shm=True), NoProcess())  # type: ignore[arg-type]
 
     async def make() -> Dict[str, Model]:
         models = {}

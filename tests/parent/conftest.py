@@ -9,8 +9,9 @@ from typing import Iterator
 import numpy as np
 import pytest
 import uvloop
+from add_sub import WAYS
 from controlled import Controlled, controlled
-from http_wire import Wire
+from http_wire import Headers, Wire
 from model_repository import MODELS
 from server_process import ServerProcess, serving
 from stublet.parent import Server
@@ -35,6 +36,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 def wire(server: ServerProcess) -> Iterator[Wire]:
     with server.wire() as wire:
         yield wire
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> Headers:
+    """The headers that choose one of the two ways of an inference through the server."""
+    return WAYS[request.param]  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="session")

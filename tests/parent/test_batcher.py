@@ -19,9 +19,10 @@ class Story:
 
     def __init__(self, *instances: str, capacity: int = 1, **settings: Any) -> None:
         self.batcher: DynamicBatcher[str, Any] = DynamicBatcher(
-            Batching(**{"max_size": 8, **settings}), lambda request: self.arrivals[request], capacity
+            Batching(**{"max_size": 8, **settings}), lambda request: self.arrivals[request], capacity, lambda request: self.times[request]
         )
         self.arrivals: Dict[Any, Arrival] = {}
+        self.times: Dict[Any, int] = {}
         self.now = 0
         self.batches: Batches = []
         self.refused: List[Tuple[Any, Reason]] = []
@@ -37,6 +38,7 @@ class Story:
         """Requests come at the same moment."""
         for request in requests:
             self.arrivals[request] = Arrival(**arrival)
+            self.times[request] = self.now
             self._did(self.batcher.enqueue(request, self.now))
         return self.look()
 
@@ -278,6 +280,22 @@ def test_what_an_instance_that_is_gone_had_not_begun_comes_first() -> None:
     dead = next(instance for instance, batch in story.batches if batch == [1])
     story._did(story.batcher.remove(dead, [1], story.now))
     assert story.finish(A if dead == B else B).members()[2:] == [[1, 2]]
+
+
+def test_what_it_had_not_begun_waits_no_longer_than_it_would_have() -> None:
+    story = Story(A, default_policy=QueuePolicy(timeout_ns=100)).arrive(0)
+    assert story.sizes == [1]
+    story.now = 60
+    story._did(story.batcher.remove(A, [0], story.now))
+    assert story.batcher.due == 100
+    assert story.wait(39).refused == [] and story.wait(1).refused == [(0, Reason.EXPIRED)]
+
+
+def test_what_waits_while_nobody_serves_goes_to_the_first_who_does() -> None:
+    story = Story(max_size=2, default_policy=QueuePolicy(max_size=3)).arrive(0).arrive(1).arrive(2).arrive(3)
+    assert story.batches == [] and story.refused == [(3, Reason.FULL)]
+    story._did(story.batcher.add(A, story.now))
+    assert story.look().members() == [[0, 1]]
 
 
 def test_one_that_is_retired_gets_no_more() -> None:

@@ -32,6 +32,7 @@ class FakeInstance:
 class FakeModel:
     def __init__(self, *instances: FakeInstance) -> None:
         self.instances = list(instances)
+        self._expected = False
 
     servers = Model.servers
 

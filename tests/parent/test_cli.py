@@ -58,7 +58,7 @@ def test_help_shows_those_that_have_a_meaning() -> None:
             former = parameter.name in FORMER
             assert (flag in shown) == (flag not in IGNORED and not former), flag
     assert [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")] == [
-        "Models and server:", "Requests:", "Placement:", "HTTP and metrics:", "gRPC:", "Log:", "Traces:", "Other:",
+        "Models and server:", "Requests:", "Clients:", "Shared memory:", "Placement:", "HTTP and metrics:", "gRPC:", "Log:", "Traces:", "Other:",
     ]  # fmt: skip
 
 

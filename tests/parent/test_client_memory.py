@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Sequence
 
@@ -11,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shared_memory import ClientFile, client_file
-from stublet.parent.client_memory import CUDA_HANDLE_BYTES, ClientMemory, ClientRegion, RegionSlice
+from stublet.parent import client_regions
+from stublet.parent.client_memory import ClientMemory, RegionSlice
+from stublet.parent.client_regions import CUDA_HANDLE_BYTES, ClientRegion
 from stublet.parent.errors import AlreadyExists, InternalError, InvalidArgument, NotFound, ServerError, Unsupported
 from stublet.shm.message import ErrorCode
 
@@ -184,9 +187,49 @@ def test_a_cuda_handle_that_is_none(registry: Registry, handle: bytes) -> None:
     assert type(error) is InvalidArgument and str(error) == "'raw_handle' must be a valid base64 encoded cudaIpcMemHandle_t"
 
 
-def test_a_cuda_handle_of_no_gpu_of_this_server(registry: Registry) -> None:
+SAYS = "import sys; assert len(sys.stdin.readline().split()) == 3; print({!r})"
+
+
+@pytest.mark.parametrize(
+    "said, text",
+    [
+        ("no driver there is no CUDA driver", "failed to register CUDA shared memory region: 'r', GPUs not supported"),
+        ("CudaError: cuIpcOpenMemHandle_v2: CUDA_ERROR_INVALID_VALUE (1)", "failed to register shared memory region: invalid args"),
+        ("", "failed to register shared memory region: invalid args"),
+    ],
+)
+def test_cuda_memory_that_a_look_does_not_find(registry: Registry, monkeypatch: pytest.MonkeyPatch, said: str, text: str) -> None:
+    monkeypatch.setattr(client_regions, "CHECK", (sys.executable, "-c", SAYS.format(said)))
     error = refusal(lambda: registry.register_cuda("r", bytes(CUDA_HANDLE_BYTES), 0, 1))
-    assert type(error) is InvalidArgument and str(error) == "failed to register shared memory region: invalid args"
+    assert type(error) is InvalidArgument and str(error) == text
+    assert registry.cuda_status() == []
+
+
+def test_nothing_of_cuda_memory(registry: Registry) -> None:
+    assert str(refusal(lambda: registry.register_cuda("r", bytes(CUDA_HANDLE_BYTES), 0, 0))) == (
+        "failed to register shared memory region: invalid args"
+    )
+
+
+def test_cuda_memory_is_registered_beside_that_of_the_system(registry: Registry, file: ClientFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_regions, "CHECK", (sys.executable, "-c", SAYS.format("ok " + "ab" * 16)))
+    registry.register_system("host", file.key, 0, SIZE)
+    registry.register_cuda("gpu", bytes(CUDA_HANDLE_BYTES), 1, 4096)
+    row = {"name": "gpu", "device_id": 1, "byte_size": 4096}
+    assert registry.cuda_status() == registry.cuda_status("gpu") == [row]
+    assert registry.names() == ["host"]
+    error = refusal(lambda: registry.system_status("gpu"))
+    assert type(error) is NotFound
+    assert str(error) == "The region named 'gpu' is registered as CUDA shared memory, not system shared memory"
+    assert type(refusal(lambda: registry.register_cuda("host", bytes(CUDA_HANDLE_BYTES), 1, 1))) is AlreadyExists
+    assert type(refusal(lambda: registry.register_system("gpu", file.key, 0, SIZE))) is AlreadyExists
+    registry.unregister_system()
+    registry.unregister_system("gpu")
+    assert registry.cuda_status() == [row], "of another kind"
+    use = registry.use([RegionSlice("gpu", 4095, 1)], [])
+    registry.unregister_cuda()
+    assert registry.cuda_status() == [row], "in use"
+    use.release()
     assert registry.cuda_status() == []
 
 
@@ -246,7 +289,7 @@ def test_a_tensor_that_is_not_within_its_region(registry: Registry, file: Client
 
 @given(size=st.integers(1, 300), offset=st.integers(-10, 400), nbytes=st.integers(-10, 400))
 def test_what_is_accepted_lies_within(size: int, offset: int, nbytes: int) -> None:
-    region = ClientRegion(1, "r", "/key", -1, 0, size)
+    region = ClientRegion(1, "r", size)
     try:
         region.check(offset, nbytes)
     except InvalidArgument:

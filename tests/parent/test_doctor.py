@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -66,10 +67,18 @@ def test_outside_of_containers_there_are_no_such_files(tmp_path: Path) -> None:
     assert "container" not in machine.check_cores(str(tmp_path)).text
 
 
-def test_shared_memory(tmp_path: Path) -> None:
-    assert "free of" in machine.check_shared_memory().text
+def test_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = machine.check_shared_memory()
+    assert (found.level, "memfd_create" in found.text) == (Level.OK, True)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    found = machine.check_shared_memory()
+    assert (found.level, "memfd_create is refused; /dev/shm has " in found.text) == (Level.WARNING, True)
     found = machine.check_shared_memory(str(tmp_path / "none"))
-    assert (found.level, "memfd" in found.text) == (Level.WARNING, True)
+    assert (found.level, "does not exist" in found.text) == (Level.FAILURE, True)
 
 
 @pytest.fixture

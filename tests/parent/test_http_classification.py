@@ -13,8 +13,6 @@ from http_wire import Headers, infer, request, tensor
 from model_repository import copy_model, write_model
 from server_process import ServerProcess, run_serve, serving
 
-WAYS: Dict[str, Headers] = {"direct": {}, "asgi": {"accept-encoding": "identity"}}
-
 LABELLED = """
 input { name: "INPUT0" data_type: TYPE_FP32 dims: [-1] }
 output { name: "OUTPUT0" data_type: TYPE_FP32 dims: [-1] label_filename: "labels.txt" }
@@ -33,11 +31,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 def wants(name: str, count: int, **parameters: Any) -> List[Dict[str, Any]]:
     return [{"name": name, "parameters": {"classification": count, **parameters}}]
-
-
-@pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest) -> Headers:
-    return WAYS[request.param]
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,17 @@ EVENTS = st.lists(st.sampled_from(Event), max_size=20)
 @pytest.mark.parametrize(
     "events, end",
     [
-        ([Event.HELLO, Event.LOADED], State.READY),
-        ([Event.HELLO, Event.LOADED, Event.STOP, Event.EXITED], State.STOPPED),
+        ([Event.HELLO, Event.LOADED], State.WARMING),
+        ([Event.HELLO, Event.LOADED, Event.SERVE], State.READY),
+        ([Event.HELLO, Event.LOADED, Event.RESERVE], State.SPARE),
+        ([Event.HELLO, Event.LOADED, Event.RESERVE, Event.SERVE], State.READY),
+        ([Event.HELLO, Event.LOADED, Event.SERVE, Event.RETIRE], State.DRAINING),
+        ([Event.HELLO, Event.LOADED, Event.SERVE, Event.RETIRE, Event.STOP, Event.EXITED], State.STOPPED),
+        ([Event.HELLO, Event.LOADED, Event.SERVE, Event.STOP, Event.EXITED], State.STOPPED),
+        ([Event.HELLO, Event.LOADED, Event.LOAD_FAILED, Event.EXITED], State.FAILED),
+        ([Event.HELLO, Event.LOADED, Event.SERVE, Event.EXITED, Event.RESTART], State.RESTARTING),
+        ([Event.HELLO, Event.LOADED, Event.SERVE, Event.EXITED, Event.RESTART, Event.GIVE_UP], State.FAILED),
+        ([Event.HELLO, Event.LOADED, Event.SERVE, Event.EXITED, Event.RESTART, Event.STOP], State.STOPPED),
         ([Event.HELLO, Event.LOAD_FAILED, Event.EXITED], State.FAILED),
         ([Event.EXITED], State.FAILED),
         ([Event.HELLO, Event.EXITED], State.FAILED),
@@ -55,7 +64,7 @@ def test_every_state_can_be_stopped_and_has_a_row() -> None:
     assert all(Event.STOP in row for row in NEXT.values())
 
 
-@pytest.mark.parametrize("state", [State.STARTING, State.LOADING, State.READY, State.STOPPING])
+@pytest.mark.parametrize("state", [state for state in State if state.alive])
 def test_every_living_state_ends_with_its_process(state: State) -> None:
     assert advance(state, Event.EXITED) in (State.FAILED, State.STOPPED)
 
@@ -69,7 +78,7 @@ def test_nothing_comes_back_from_the_dead(events: List[Event]) -> None:
             state = advance(state, event)
         except IllegalTransition:
             continue
-        assert not ended or state in (State.STOPPED, State.FAILED)
+        assert not ended or state in (State.STOPPED, State.FAILED, State.RESTARTING)
         ended = ended or state in (State.STOPPED, State.FAILED)
 
 

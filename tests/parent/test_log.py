@@ -117,3 +117,19 @@ def test_every_text_can_be_written(tmp_path: Path, encoding: str) -> None:
     for written in (done.stderr, file.read_bytes()):
         (only,) = written.decode().splitlines()
         assert json.loads(only)["message"] == "déjà \udcff 日本"
+
+
+def test_what_libraries_say_of_every_bad_request(tmp_path: Path) -> None:
+    """Clients can make them say it as often as they like; the server's own lines are not touched by that."""
+    file = tmp_path / "log.txt"
+    code = (
+        "import logging, sys; from stublet.parent import log; from stublet.parent.options import LogOptions\n"
+        "log.set_up(LogOptions(file=sys.argv[1]))\n"
+        "for _ in range(100_000): logging.getLogger('uvicorn.error').warning('x' * 1000)\n"
+        "log.root.info('our own')\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(file)], check=True, timeout=60)
+    *_, last = file.read_text().splitlines()
+    assert last.endswith("our own")
+    assert 1 << 20 < file.stat().st_size < 32 << 20
+    assert "messages of libraries were left out before)" in file.read_text()

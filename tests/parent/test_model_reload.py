@@ -50,7 +50,7 @@ def test_a_reload_brings_a_dead_model_back(models: Controlled) -> None:
 
 
 def test_a_reload_brings_a_dead_instance_back(models: Controlled) -> None:
-    obey(models.root, instances=2)
+    obey(models.root, instances=2, restart_limit="0")
     models.load("obey")
     pids = models.pids("obey")
     os.kill(pids[0], 9)

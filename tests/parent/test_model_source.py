@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -65,7 +66,7 @@ def test_a_configuration_that_replaces_the_files(tmp_path: Path) -> None:
 
 
 def make(files: Dict[Any, Any], config: str = "{}") -> Source:
-    return asyncio.run(in_request("m", config, files))
+    return asyncio.run(in_request("m", config, files, tempfile.gettempdir))
 
 
 @pytest.mark.parametrize("key", ["file:1/model.py", "file:/1/model.py"])

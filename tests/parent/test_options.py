@@ -42,7 +42,7 @@ def test_backend_options(settings: List[Tuple[str, str]], expected: Dict[str, An
         ("stub-timeout-seconds", "", "--backend-config=python,stub-timeout-seconds=: the value is not an integer (stol)"),
         (
             "shm-size", "1",
-            "--backend-config=python,shm-size=1: unknown key; known are auto-complete-timeout-seconds, shm-default-byte-size, "
+            "--backend-config=python,shm-size=1: unknown key; known are auto-complete-timeout-seconds, gpu-ipc-limit-byte-size, gpu-ipc-segment-byte-size, shm-default-byte-size, "
             "shm-growth-byte-size, stub-timeout-seconds",
         ),
     ],

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 from stublet.parent import model_config
 from stublet.parent.model_config import ConfigError
-from stublet.parent.placement import placement
+from stublet.parent.placement import gpus, instance_groups, placement
 from stublet.parent.placement.host_policy import HostPolicies, parse_cores
 from stublet.parent.placement.instance_groups import instance_specs
 from stublet.parent.placement.placement import place
@@ -126,3 +127,92 @@ def test_everything_that_a_group_may_say() -> None:
     assert first == ("g_0", "MODEL", 0, True, "mine", (("R", False, 2), ("Q", True, 1)), 3)
     assert second == first._replace(name="g_1")
     assert third == ("m_1_0", "CPU", 0, False, "cpu", (), 0)
+
+
+# ---- GPUs, whose list is given here ----
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instance_groups, "supported_gpus", lambda: (0, 2))
+
+
+def placed(text: str, **environment: str) -> List[Any]:
+    config = configured(text)
+    model_config.check(config, "m")
+    return place(config, HostPolicies([]), environment)
+
+
+@pytest.mark.parametrize(
+    "group, devices",
+    [
+        ("kind: KIND_GPU", [("m_0_0", "GPU", 0), ("m_0_1", "GPU", 2)]),
+        ("", [("m_0_0", "GPU", 0), ("m_0_1", "GPU", 2)]),
+        ("count: 2 kind: KIND_GPU gpus: [2]", [("m_0_0", "GPU", 2), ("m_0_1", "GPU", 2)]),
+        ("count: 2 gpus: [0, 2]", [("m_0_0", "GPU", 0), ("m_0_1", "GPU", 2), ("m_0_2", "GPU", 0), ("m_0_3", "GPU", 2)]),
+        ("kind: KIND_CPU", [("m_0_0", "CPU", 0)]),
+        ("kind: KIND_MODEL", [("m_0_0", "MODEL", 0)]),
+    ],
+)
+def test_a_group_has_its_count_on_each_of_its_gpus(two_gpus: None, group: str, devices: List[Any]) -> None:
+    found = placed(f"instance_group {{ {group} }}")
+    assert [(spec.name, spec.kind, spec.device) for spec, _ in found] == devices
+    assert [placement.device for _, placement in found] == [device for *_, device in devices]
+    assert all("CUDA_VISIBLE_DEVICES" not in placement.variables for _, placement in found)
+    assert {spec.policy for spec, _ in found} == {f"gpu_{device}" if kind == "GPU" else kind.lower() for _, kind, device in devices}
+
+
+@pytest.mark.parametrize("gpus, wrong", [("1", 1), ("0, 5", 5), ("-1", -1)])
+def test_a_gpu_that_is_not_there(two_gpus: None, gpus: str, wrong: int) -> None:
+    with pytest.raises(ConfigError) as raised:
+        placed(f"instance_group {{ kind: KIND_GPU gpus: [{gpus}] }}")
+    assert str(raised.value) == (
+        f"instance group m_0 of model m specifies invalid or unsupported gpu id {wrong}. GPUs with at least the minimum required CUDA compute "
+        "compatibility of 6.000000 are: 0, 2"
+    )
+
+
+OWN = "parameters { key: 'own_gpu_only' value { string_value: 'yes' } }"
+
+
+@pytest.mark.parametrize("given, seen", [({}, ["0", "2"]), ({"CUDA_VISIBLE_DEVICES": "GPU-a, GPU-b, MIG-c"}, ["GPU-a", "MIG-c"])])
+def test_an_instance_that_sees_its_own_gpu_only(two_gpus: None, given: Dict[str, str], seen: List[str]) -> None:
+    found = placed(f"{OWN} instance_group {{ kind: KIND_GPU }} instance_group {{ kind: KIND_CPU }}", **given)
+    assert [placement.variables["CUDA_VISIBLE_DEVICES"] for _, placement in found] == [*seen, ""]
+    assert [placement.device for _, placement in found] == [0, 0, 0], "the first that it sees"
+
+
+def test_whether_an_instance_sees_other_gpus_is_yes_or_no() -> None:
+    with pytest.raises(ConfigError, match="parameter 'own_gpu_only' of model 'm' must be \"yes\" or \"no\", not '1'"):
+        placed(OWN.replace("yes", "1"))
+
+
+@pytest.fixture
+def look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[str], Tuple[int, ...]]]:
+    """The GPUs that are found with that program, where there may be some."""
+
+    def found(program: str) -> Tuple[int, ...]:
+        (tmp_path / "look.py").write_text(program)
+        gpus._look.cache_clear()
+        return gpus.supported_gpus()
+
+    monkeypatch.setattr(gpus, "_SIGNS", ("/dev/null",))
+    monkeypatch.setattr(gpus, "_LOOK", (sys.executable, str(tmp_path / "look.py")))
+    yield found
+    gpus._look.cache_clear()
+
+
+def test_gpus_that_are_too_old_are_not_used(look: Callable[[str], Tuple[int, ...]]) -> None:
+    assert look("print('9.0\\n5.2\\n6.0')") == (0, 2)
+
+
+@pytest.mark.parametrize("program", ["raise SystemExit('no driver')", "print('?')", "import os; os.abort()"])
+def test_where_looking_fails_there_are_none(look: Callable[[str], Tuple[int, ...]], program: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert look(program) == () and "no GPU is used" in caplog.text
+
+
+@pytest.mark.skipif(not NO_GPU, reason="there is a GPU")
+def test_the_program_that_looks_says_why_it_finds_none(caplog: pytest.LogCaptureFixture) -> None:
+    gpus._look.cache_clear()
+    assert gpus._look() == () and "there is no CUDA driver" in caplog.text
+    gpus._look.cache_clear()

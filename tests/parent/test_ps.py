@@ -13,8 +13,19 @@ ABOUT = {"name": "triton", "version": "2.73.0"}
 
 
 def instance(name: str, **more: Any) -> Dict[str, Any]:
-    about = {"name": name, "pid": 7, "device": "CPU", "cores": "", "passive": False, "state": "READY", "reason": ""}
-    return {**about, "executing": 0, "memory_bytes": 1 << 20, **more}
+    about = {
+        "name": name,
+        "pid": 7,
+        "device": "CPU",
+        "cores": "",
+        "passive": False,
+        "state": "READY",
+        "reason": "",
+        "restarts": 0,
+        "restart_in_seconds": None,
+    }
+    gpus = {"gpu_memory_bytes": None, "gpu_exported_bytes": 0, "gpu_imported_bytes": 0}
+    return {**about, **gpus, "executing": 0, "memory_bytes": 1 << 20, **more}
 
 
 def model(name: str, *instances: Dict[str, Any], **more: Any) -> Dict[str, Any]:
@@ -68,6 +79,33 @@ def test_an_index() -> None:
     assert listing.title == "triton 2.73.0 · http://x:8000 · ready · 1 model ready"
     assert list(listing.rows) == [("a", "1", "READY"), ("b", "2", "UNAVAILABLE"), ("c", "-", "-")]
     assert listing.notes == ["b 2: odd"]
+
+
+def test_gpus_have_columns_where_they_are_used() -> None:
+    on_gpu = instance("a_0_0", device="GPU", gpu_memory_bytes=3 << 30, gpu_exported_bytes=64 << 20)
+    models = [model("a", on_gpu), model("b", instance("b_0_0", gpu_imported_bytes=64 << 20)), model("c", state="UNAVAILABLE")]
+    report = {"server": {"id": "triton", "pid": 5, "seconds": 61.5, "memory_bytes": 64 << 20}, "models": models}
+    listing = of_report(ABOUT, "http://x:8000", True, report)
+    assert plain_lines(listing.columns, listing.rows) == [
+        "model  version  instance  pid  device  state        running  queue  memory  shared-memory  gpu-memory  gpu-exports  gpu-imports",
+        "a      1        a_0_0       7  GPU     READY              0      0  1.0MiB         2.0MiB      3.0GiB      64.0MiB           0B",
+        "b      1        b_0_0       7  CPU     READY              0      0  1.0MiB         2.0MiB           -           0B      64.0MiB",
+        "c      1        -           -  -       UNAVAILABLE        -      0       -         2.0MiB           -            -            -",
+    ]
+
+
+def test_restarts_have_a_column_when_there_were_any() -> None:
+    waiting = {"state": "RESTARTING", "pid": None, "memory_bytes": None, "reason": "it died\nso", "restarts": 3, "restart_in_seconds": 2.51}
+    models = [model("a", instance("a_0_0", **waiting), instance("a_0_1", state="LOADING", restarts=1), instance("a_0_2", state="SPARE"))]
+    report = {"server": {"id": "triton", "pid": 5, "seconds": 61.5, "memory_bytes": 64 << 20}, "models": models}
+    listing = of_report(ABOUT, "http://x:8000", True, report)
+    assert plain_lines(listing.columns, listing.rows) == [
+        "model  version  instance  pid  device  state       running  queue  memory  shared-memory  restarts",
+        "a      1        a_0_0       -  CPU     RESTARTING        0      0       -         2.0MiB         3",
+        "a      1        a_0_1       7  CPU     RESTARTING        0      -  1.0MiB              -         1",
+        "a      1        a_0_2       7  CPU     SPARE             0      -  1.0MiB              -         0",
+    ]
+    assert listing.notes == ["a_0_0 (started again in 2.5 s, restart 4): it died"]
 
 
 @pytest.mark.parametrize(

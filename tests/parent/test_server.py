@@ -164,14 +164,12 @@ def test_errors_of_models(obedient: Server) -> None:
 
 
 def test_deaths(obedient: Server) -> None:
-    for left in (1, 0):
+    for _ in range(3):
         with pytest.raises(Unavailable, match="it ended with exit code 3 while serving"):
             obedient.infer("obey", code("os._exit(3)"))
-        assert obedient.core.find("obey").ready is bool(left)
-    with pytest.raises(Unavailable, match="it ended with exit code 3 while serving"):
-        obedient.infer("obey", code("pass"))
-    assert not obedient.ready()
-    assert obedient.infer("vector", {"INPUT0": FOUR})["OUTPUT0"].shape == (4,)
+        assert obedient.infer("vector", {"INPUT0": FOUR})["OUTPUT0"].shape == (4,)
+        until(obedient.ready, what="the restart")
+        assert obedient.infer("obey", code("result = 'served'"))["RESULT"][0] == b"served"
 
 
 def test_the_status_table(embedded: Server) -> None:
@@ -242,11 +240,11 @@ def test_many_at_once_in_one_loop(embedded: Server) -> None:
     asyncio.run(work())
 
 
-def test_time_out(obedient: Server) -> None:
-    started = time.monotonic()
+def test_time_out(obedient: Server, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
     with pytest.raises(TimeoutError, match=r"^no answer within 0.1 seconds$"):
-        obedient.infer("obey", code("time.sleep(0.5)"), timeout=0.1)
-    assert time.monotonic() - started < 0.4
+        obedient.infer("obey", code(f"while not os.path.exists({str(gate)!r}): time.sleep(0.002)"), timeout=0.1)
+    gate.touch()
     assert obedient.infer("obey", code("result = 'next'"))["RESULT"][0] == b"next"
 
 

@@ -49,6 +49,37 @@ def pack(path: Path, entries: Iterable[Tuple[Any, bytes]], compression: str = ""
     return str(path)
 
 
+def test_a_small_archive_cannot_become_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LEAST_LIMIT_BYTES", 1 << 20)
+    into = tmp_path / "into"
+    into.mkdir()
+    bomb = pack(tmp_path / "bomb", [entry(f"{number}", bytes(1 << 19)) for number in range(64)], "xz")
+    limit = max(1 << 20, 100 * os.path.getsize(bomb))
+    with pytest.raises(UnpackError) as caught:
+        unpack(bomb, str(into))
+    assert str(caught.value) == f"its entries take more than {limit} bytes, which is no environment of that size"
+    assert sum(file.stat().st_size for file in into.iterdir()) <= limit
+
+
+def test_many_empty_entries_are_counted_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LEAST_LIMIT_BYTES", 1 << 20)
+    monkeypatch.setattr(module, "_MOST_RATIO", 1)
+    into = tmp_path / "into"
+    into.mkdir()
+    with pytest.raises(UnpackError, match="its entries take more than 1048576 bytes"):
+        unpack(pack(tmp_path / "bomb", (entry(str(number)) for number in range(3000)), "gz"), str(into))
+    assert len(os.listdir(into)) == (1 << 20) // 512
+
+
+def test_an_entry_that_is_larger_than_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ROOM_BYTES", 1 << 60)
+    into = tmp_path / "into"
+    into.mkdir()
+    with pytest.raises(OSError, match="No space left on device"):
+        unpack(pack(tmp_path / "packed", [entry("file", b"content")]), str(into))
+    assert os.listdir(into) == []
+
+
 @pytest.fixture(params=["filtered", "unfiltered"])
 def into(tmp_path: Path, request: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty directory to unpack in, beside nothing else than the archive."""

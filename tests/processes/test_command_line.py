@@ -32,7 +32,7 @@ from stublet.parent.libc import copy_tuning
         (["x", "--exit-on-error=perhaps"], "'perhaps' is not a valid boolean"),
         (["x", "--backend-config", "python"], "'python' is not of the form <backend>,<key>=<value>"),
         (["x", "--backend-config", "python,shm-default-byte-size=5"], "shm-default-byte-size can't be smaller than 1 MiB"),
-        (["x", "--backend-config", "python,nonsense=5"], "unknown key; known are auto-complete-timeout-seconds, shm-default-byte-size,"),
+        (["x", "--backend-config", "python,nonsense=5"], "unknown key; known are auto-complete-timeout-seconds, gpu-ipc-limit-byte-size,"),
         (["x", "--log-format", "fancy"], "'fancy' is not one of 'default', 'ISO8601', 'json'"),
         (["x", "--log-verbose", "-1"], "-1 is not in the range x>=0"),
         (["x", "--log-file", "/no/such/place/log"], "--log-file: [Errno 2] No such file or directory"),

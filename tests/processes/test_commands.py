@@ -147,13 +147,14 @@ def test_ps_as_json(server: ServerProcess) -> None:
     assert instance.pop("memory_bytes") > 1 << 20
     assert instance == {
         "name": "add_sub_0_0", "pid": server.stubs()["add_sub_0_0"], "device": "CPU", "cores": "", "threads": usable_cores(allowed()),
-        "passive": False, "state": "READY", "reason": "", "executing": 0,
+        "passive": False, "state": "READY", "reason": "", "executing": 0, "restarts": 0, "restart_in_seconds": None,
+        "gpu_exported_bytes": 0, "gpu_imported_bytes": 0, "gpu_memory_bytes": None,
     }  # fmt: skip
     assert model["shared_memory_bytes"] >= 2 << 20 and model["pending"] == 0
 
 
 def test_ps_of_a_server_with_troubles(repository: Path, serve: Any) -> None:
-    obey(repository, instances=2)
+    obey(repository, instances=2, restart_limit="0")
     obey(repository, "bad", initialize="raise ValueError('odd')")
     server = serve("--exit-on-error=false")
     os.kill(server.stubs()["obey_0_1"], signal.SIGKILL)

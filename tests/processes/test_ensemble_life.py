@@ -173,9 +173,18 @@ def test_a_stub_that_dies_in_a_middle_step(models: Controlled, pool: ThreadPoolE
         with pytest.raises(ServerError, match=r"in ensemble 'chain', .*'two_0_0'.*SIGKILL"):
             answer.result(30)
     assert ask(models, "other") == [2]
+    assert ask(models) == [3]
+    until(lambda: models.ready("chain"))
+
+
+def test_a_stub_that_dies_for_good(models: Controlled) -> None:
+    with (models.root / "two" / "config.pbtxt").open("a") as config:
+        config.write('parameters { key: "restart_limit" value { string_value: "0" } }\n')
+    models.load("chain")
+    os.kill(models.pids("two")[0], signal.SIGKILL)
+    until(lambda: not models.ready("chain"))
     with pytest.raises(Unavailable, match=r"'two': .*SIGKILL"):
         ask(models)
-    assert not models.ready("chain")
 
 
 def test_every_request_is_answered_and_counted_whatever_happens(models: Controlled, pool: ThreadPoolExecutor) -> None:

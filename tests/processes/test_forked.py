@@ -104,6 +104,37 @@ def test_calls(get: Get, name: str, code: str, expected: str) -> None:
     assert found.replace('": ', '":') == expected.replace('": ', '":')
 
 
+def test_those_that_are_too_many_are_hung_up_on(asks: Scripted) -> None:
+    """Each has a descriptor of the server's."""
+    assert asks.say("""
+import gc, resource, socket
+from stublet.shm.control import FORKED
+from stublet.stub.process import Stub
+resource.setrlimit(resource.RLIMIT_NOFILE, (2048, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+(stub,) = [thing for thing in gc.get_objects() if isinstance(thing, Stub)]
+def open_call():
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with far:
+        while True:
+            try:
+                stub._control.send((FORKED,), [far.fileno()])
+                return near
+            except TimeoutError:
+                time.sleep(0.001)
+calls = [open_call() for _ in range(600)]
+assert not calls[-1].recv(1)
+def is_open(call):
+    call.setblocking(False)
+    try:
+        return call.recv(1) != b''
+    except BlockingIOError:
+        return True
+result = sum(map(is_open, calls))
+for call in calls:
+    call.close()
+""") == "512"  # fmt: skip
+
+
 def test_async_exec(asks: Scripted) -> None:
     assert asks.say(f"""{FORK}
 async def several():
@@ -293,19 +324,22 @@ assert in_child(work) == 'fine'
 
 
 def test_a_child_that_outlives_its_stub(tmp_path: Path) -> None:
-    """It cannot keep the server, and its calls fail at once."""
+    """It has a session of its own, otherwise it would not. It cannot keep the server, and its calls fail at once."""
     scripted(tmp_path, "asks")
     told = tmp_path / "told"
-    with Server(tmp_path) as server:
+    options = room()
+    options.model_control_mode, options.load_models = "explicit", ["asks"]
+    with Server(tmp_path, options=options) as server:
         asks = Scripted(server, "asks")
         asks.tell(f"""
 if not os.fork():
+    os.setsid()
     until(lambda: os.getppid() != {asks.pids[0]})
     with open({str(told)!r}, 'w') as file: file.write(str(os.getpid()) + ' ' + said(call('asks').exec()))
     os._exit(0)
 """)
-    until(lambda: told.exists() and told.read_text())
-    pid, answer = told.read_text().split(" ", 1)
+        server.unload_model("asks")
+        pid, answer = until(lambda: told.exists() and told.read_text()).split(" ", 1)
     until(lambda: not alive(int(pid)))
     assert answer.startswith("error: ")
 

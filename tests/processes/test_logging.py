@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Iterator, List
 
 import pytest
-from http_wire import infer, tensor
+from http_wire import infer, request, tensor
+from model_repository import copy_model
 from scripted import scripted
 from server_process import ServerProcess, serving, until
 
@@ -115,3 +116,15 @@ def test_the_log_is_asked_to_hurry(server: ServerProcess) -> None:
     code = "\n".join(f"pb_utils.Logger.log_info('before {i}'); pb_utils.is_model_ready('plain')" for i in range(20))
     say(server, code)
     assert numbers(server, "before ", since, 20) == list(range(20))
+
+
+def test_a_log_on_a_full_disk(tmp_path: Path) -> None:
+    """The server goes on, and says on standard error, once, that its log is lost."""
+    copy_model(tmp_path / "models", "add_sub")
+    with serving(tmp_path, tmp_path / "models", "--log-file", "/dev/full", "--log-verbose", "1") as server:
+        with server.wire() as wire:
+            for _ in range(20):
+                assert wire.ask(request("GET", "/v2/nothing")).status == 404
+        server.stop()
+        text = "error: the log cannot be written to '/dev/full': No space left on device; its lines are lost until it can\n"
+        assert server.log == text

@@ -66,12 +66,12 @@ def test_they_are_exposed_with_what_was_said_before(repository: Path, serve: Any
 
 def test_instances_add_to_the_same_series(repository: Path, serve: Any) -> None:
     """And what an instance has added stays when it is gone, as long as another holds the series."""
-    obey(repository, instances=2, initialize=MAKE + "model.all.increment(1)")
+    obey(repository, instances=2, initialize=MAKE + "model.all.increment(1)", restart_limit="0")
     server = serve()
     until(lambda: values(server)['requests{model="obey"}'] == "2")
     first, second = sorted(server.stubs().values())
     os.kill(first, signal.SIGKILL)
-    until(lambda: f"(pid {first})" in server.log)
+    until(lambda: f"(pid {first}, " in server.log)
     assert values(server)['requests{model="obey"}'] == "2"
     assert told(server, "model.all.increment(1.5); result = str(model.all.value())") == "3.5"
     os.kill(second, signal.SIGKILL)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any, Iterator, List
 
 import pytest
 from http_wire import infer, tensor
-from model_repository import obey
-from server_process import ServerProcess, serving, until
+from model_repository import copy_model, obey
+from server_process import ServerProcess, memory_bytes, serving, until
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +144,49 @@ def test_levels_can_be_switched_off(repository: Any, serve: Any, level: str, abs
     server.stop()
     letters = {line[0] for line in server.log.splitlines() if "] said " in line}
     assert letters == {"I", "W", "E"} - {absent}
+
+
+@pytest.fixture(scope="module")
+def flooded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A model that may say anything, and one that wants to be served meanwhile."""
+    root = tmp_path_factory.mktemp("flooded")
+    obey(root / "models")
+    copy_model(root / "models", "add_sub")
+    with serving(root, root / "models") as server:
+        yield server
+
+
+FLOODS = {
+    "lines": "for _ in range(64): os.write(1, (b'x' * 127 + b'\\n') * 8192)",
+    "no lines": "for _ in range(1024): os.write(2, b'y' * (1 << 20))",
+    "empty lines": "for _ in range(64): os.write(1, b'\\n' * (1 << 20))",
+    "logged": "for _ in range(20_000): pb_utils.Logger.log_info('z' * 10_000)",
+}
+
+
+@pytest.mark.parametrize("code", FLOODS.values(), ids=FLOODS)
+def test_a_flood(flooded: ServerProcess, code: str) -> None:
+    """Up to a gigabyte: it fills neither disk nor memory, and others are served meanwhile; how much was left out is said."""
+    before, memory, length = len(flooded.log), memory_bytes(flooded.pid), 0
+    four = [1.0, 2.0, 3.0, 4.0]
+    other = infer("add_sub", {"inputs": [tensor(name, "FP32", [4], four) for name in ("INPUT0", "INPUT1")]})
+    with flooded.wire() as flooding, flooded.wire() as wire:
+        flooding.send(infer("obey", {"inputs": [tensor("CODE", "BYTES", [1], [code])]}))
+        flooding.socket.setblocking(False)
+        served = 0
+        while not length:
+            with suppress(BlockingIOError):
+                length = len(flooding.socket.recv(1 << 16))
+            assert wire.ask(other).status == 200
+            served += 1
+    assert served > 10
+    left_out = until(lambda: re.findall(r"\] (\d+) lines of (\d+) bytes were left out of the log", flooded.log[before:]), what="the notice")
+    assert sum(int(nbytes) for _, nbytes in left_out) > 1 << 20
+    assert len(flooded.log) - before < 80 << 20
+    assert memory_bytes(flooded.pid) < memory + (64 << 20)
+
+    def heard() -> bool:
+        run(flooded, "print('after the flood', flush=True)")
+        return "] after the flood" in flooded.log[before:]
+
+    until(heard, what="a line after the flood")

@@ -224,8 +224,9 @@ def test_what_waited_at_a_dead_instance_goes_to_another(tmp_path: Path) -> None:
     with limited(tmp_path, a=needs("R"), b=needs("R", instances=2)) as served:
         with served.busy("a"):
             waiting = [served.ask_and_wait("b") for _ in range(4)]
-            os.kill(served.pids("b")[0], signal.SIGKILL)
-            until(lambda: None in served.pids("b"))
+            pid = served.pids("b")[0]
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: pid not in served.pids("b"))
             assert served.pending("b") == 4
         assert all(times(answer) for answer in waiting)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -51,16 +52,44 @@ response_cache { enable: true }
 CACHE = "--cache-config=local,size=1048576"
 
 
-@pytest.fixture
-def server(grpc_core: None, tmp_path: Path) -> Iterator[ServerProcess]:
-    root = tmp_path / "models"
-    write_model(root, "counts", COUNTS, CONFIG)
-    write_model(root, "batched", COUNTS, "max_batch_size: 8 dynamic_batching { preserve_ordering: true }" + CONFIG)
-    write_model(root, "without", COUNTS, CONFIG.replace("true", "false"))
+MODELS = {
+    "counts": CONFIG,
+    "batched": "max_batch_size: 8 dynamic_batching { preserve_ordering: true }" + CONFIG,
+    "without": CONFIG.replace("true", "false"),
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cached") / "models"
+
+
+@pytest.fixture(scope="module")
+def running(grpc_core: None, root: Path) -> Iterator[ServerProcess]:
     obey(root)
     explicit = ("--model-control-mode=explicit", "--load-model=*")
-    with serving(tmp_path, root, CACHE, "--grpc-port", "0", "--allow-client-shm=true", *explicit) as server:
+    with serving(root.parent, root, CACHE, "--grpc-port", "0", "--allow-client-shm=true", *explicit) as server:
         yield server
+
+
+@pytest.fixture
+def server(running: ServerProcess, root: Path) -> Iterator[ServerProcess]:
+    """With models that were never asked."""
+    for model, config in MODELS.items():
+        write_model(root, model, COUNTS, config)
+        control(running, model, "load")
+    yield running
+    for model in MODELS:
+        control(running, model, "unload")
+    states = f"http://{running.address}/v2/repository/index"
+    until(lambda: {one["state"] for one in httpx.post(states).json() if one["name"] in MODELS} == {"UNAVAILABLE"}, what="the models' end")
+    for model in MODELS:
+        shutil.rmtree(root / model)
+
+
+def control(server: ServerProcess, model: str, action: str) -> None:
+    answer = httpx.post(f"http://{server.address}/v2/repository/models/{model}/{action}", timeout=30)
+    assert answer.status_code == 200, answer.text
 
 
 def ask(server: ServerProcess, value: float = 1, model: str = "counts", size: int = 2, status: int = 200, **more: Any) -> Any:
@@ -180,10 +209,10 @@ def test_inputs_in_shared_memory_of_the_client(server: ServerProcess) -> None:
         http.unregister_system_shared_memory()
 
 
-def test_a_reload_empties_it_and_a_size_bounds_it(server: ServerProcess, tmp_path: Path) -> None:
+def test_a_reload_empties_it_and_a_size_bounds_it(server: ServerProcess, root: Path) -> None:
     assert [executed(ask(server)) for _ in range(2)] == [1, 1]
-    (tmp_path / "models/counts/1/model.py").write_text(COUNTS.replace("array * 2", "array * 3"))
-    assert httpx.post(f"http://{server.address}/v2/repository/models/counts/load", timeout=30).status_code == 200
+    (root / "counts/1/model.py").write_text(COUNTS.replace("array * 2", "array * 3"))
+    control(server, "counts", "load")
     assert [executed(ask(server)) for _ in range(2)] == [1, 1]
     assert ask(server)["outputs"][0]["data"] == [3, 3]
     size = 60_000  # four of these fill the cache

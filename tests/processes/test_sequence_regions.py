@@ -7,12 +7,20 @@ from typing import Any, Iterator, List, Optional
 import numpy as np
 import pytest
 import tritonclient.http as http
+from model_repository import write_model
 from sequence_models import write_accumulate, write_count
-from server_process import ServerProcess, serving
+from server_process import ServerProcess, memory_bytes, serving
 from shared_memory import client_file
 from tritonclient.utils import InferenceServerException
 
 SIZE = 1 << 20
+STRINGS = """
+max_batch_size: 4
+input { name: "INPUT0" data_type: TYPE_STRING dims: [-1] }
+output { name: "OUTPUT0" data_type: TYPE_STRING dims: [-1] }
+instance_group { count: 1 kind: KIND_CPU }
+sequence_batching { direct {} control_input { name: "READY" control { kind: CONTROL_SEQUENCE_READY int32_false_true: [0, 1] } } }
+"""
 LARGE = 1 << 17
 """Elements of the large state: more than the stub copies."""
 
@@ -23,6 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     write_accumulate(root / "models", "small", 2, more='output { name: "NEW_STATE" data_type: TYPE_FP32 dims: [2] }')
     write_accumulate(root / "models", "large", LARGE)
     write_count(root / "models", "count")
+    write_model(root / "models", "strings", config=STRINGS)
     with serving(root, root / "models", "--allow-client-shm=true") as server:
         yield server
 
@@ -66,3 +75,21 @@ def test_a_state_is_not_put_in_a_region(client: Any) -> None:
 def test_a_request_that_is_executed_again(client: Any) -> None:
     ask(client, "count", 40, name="UNTIL")
     assert client.file.array((1, 1), np.int32, 8192).tolist() == [[40]]
+
+
+def test_rows_beside_strings_that_are_not_there(client: Any, server: ServerProcess) -> None:
+    """What is put in the rows of other sequences is no larger than what the client has, whatever it says of it."""
+    given = http.InferInput("INPUT0", [1, 1], "BYTES")
+    given.set_data_from_numpy(np.array([[b"first"]], object))
+    client.infer("strings", [given], sequence_id=1, sequence_start=True)
+    client.file.put(b"\1\0\0\0x", 4096)
+    before = memory_bytes(server.pid)
+    for count in (1, 10**9):
+        given = http.InferInput("INPUT0", [1, count], "BYTES")
+        given.set_shared_memory("r", 5, 4096)
+        if count == 1:
+            client.infer("strings", [given], sequence_id=2, sequence_start=True)
+        else:
+            with pytest.raises(InferenceServerException, match="expected 1000000000 string elements"):
+                client.infer("strings", [given], sequence_id=2)
+    assert memory_bytes(server.pid) < before + (64 << 20)

@@ -187,7 +187,7 @@ def test_a_stream_is_one_success_with_many_responses(server: Server, get: Get) -
 
 
 def test_a_dead_process_fails_what_it_had_and_what_comes(tmp_path: Path) -> None:
-    scripted(tmp_path, "plain")
+    scripted(tmp_path, "plain", restart_limit="0")
     with Server(tmp_path) as server:
         counted = Counted(server, "plain")
         for code in ("os._exit(3)", "result = 'never'"):

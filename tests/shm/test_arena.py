@@ -120,6 +120,15 @@ class ArenaMachine(RuleBasedStateMachine):
     def add(self) -> None:
         self.arena.add(self.segments.make(QUANTUM))
 
+    @rule(keep=st.sampled_from([0, QUANTUM, 10 * QUANTUM]), at_once=st.booleans())
+    def shed(self, keep: int, at_once: bool) -> None:
+        before = self.arena.size
+        dropped = self.arena.shed(keep, at_once)
+        gone = {segment.id for segment in dropped}
+        assert not gone & {block.segment.id for block in self.marks}
+        assert self.arena.size == before - sum(segment.size for segment in dropped)
+        assert not dropped or self.arena.size >= keep
+
     @invariant()
     def blocks_do_not_overlap(self) -> None:
         end, segment = 0, -1
@@ -187,6 +196,56 @@ def test_blocks_are_carved_from_one_segment_until_it_is_full() -> None:
     big = arena.allocate(QUANTUM + 1)
     assert big.segment.id == 2 and big.size == size_class(QUANTUM + 1)
     assert arena.allocate(4096).key == (1, 4096), "what is left of a segment is still used"
+
+
+def test_a_segment_goes_when_nothing_of_it_was_used_between_two_looks() -> None:
+    segments = Segments()
+    arena = Arena(segments.make, QUANTUM)
+    blocks = [arena.allocate(QUANTUM) for _ in range(3)]
+    for block in blocks[1:]:
+        block.release()
+    assert arena.shed(0) == [], "the first look"
+    again = arena.allocate(QUANTUM)
+    assert again is blocks[2]
+    again.release()
+    assert arena.shed(0) == [segments.made[1]], "the other was used in between"
+    assert (arena.size, arena.free_bytes()) == (2 * QUANTUM, QUANTUM)
+    assert arena.shed(0) == [segments.made[2]]
+    assert arena.find(blocks[0].key) is blocks[0] and arena.size == QUANTUM
+    blocks[0].release()
+    assert arena.allocate(QUANTUM) is blocks[0]
+
+
+def test_so_much_is_kept() -> None:
+    segments = Segments()
+    arena = Arena(segments.make, QUANTUM)
+    for block in [arena.allocate(QUANTUM) for _ in range(4)]:
+        block.release()
+    assert len(arena.shed(3 * QUANTUM, at_once=True)) == 1
+    assert arena.shed(3 * QUANTUM, at_once=True) == []
+    assert len(arena.shed(0, at_once=True)) == 3
+    assert (arena.size, arena.free_bytes()) == (0, 0)
+    assert arena.allocate(100).segment is segments.made[4], "it goes on"
+
+
+def test_the_small_ones_are_kept() -> None:
+    """Also while the large ones are in use, which go when they are not."""
+    segments = Segments()
+    arena = Arena(segments.make, QUANTUM)
+    small, large, middle = [arena.allocate(count * QUANTUM) for count in (1, 4, 2)]
+    small.release()
+    middle.release()
+    assert arena.shed(QUANTUM, at_once=True) == [segments.made[2]]
+    large.release()
+    assert arena.shed(QUANTUM, at_once=True) == [segments.made[1]]
+    assert arena.shed(QUANTUM, at_once=True) == []
+
+
+def test_what_was_added_and_never_used_goes_too() -> None:
+    segments = Segments()
+    arena = Arena(segments.make, QUANTUM)
+    arena.add(segments.make(QUANTUM))
+    assert arena.shed(0) == [] and arena.shed(0) == segments.made
 
 
 def test_large_blocks_begin_on_a_page(arena: Arena) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Iterator, List, Tuple
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from stublet.shm import control
 from stublet.shm.control import ControlSocket, close_all
 from stublet.shm.errors import PeerGone, ProtocolError
 from stublet.shm.message import pack
@@ -116,15 +117,29 @@ def test_a_file_that_is_not_a_message_is_refused(
         raw[1].receive()
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket", "directory"])
-def test_a_descriptor_that_is_no_file_is_refused(raw: Tuple[socket.socket, ControlSocket], kind: str) -> None:
+def test_a_message_that_is_too_long_is_neither_sent_nor_taken(
+    raw: Tuple[socket.socket, ControlSocket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_MOST_BYTES", 100_000)
+    with pytest.raises(ValueError, match=r"^a control message of 10000\d bytes is longer than 100000$"):
+        raw[1].send((7, "x" * 100_000))
+    content = pack((7, "x" * 100_000))
+    file = file_with(content)
+    socket.send_fds(raw[0], [pack((0xFF, len(content)))], [file])
+    os.close(file)
+    with pytest.raises(ProtocolError, match="is longer than 100000"):
+        raw[1].receive()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "directory", "file on a disk", "device"])
+def test_a_descriptor_that_is_no_memory_is_refused(raw: Tuple[socket.socket, ControlSocket], kind: str) -> None:
     fds: List[int] = []
     if kind == "pipe":
         fds = list(os.pipe())
     elif kind == "socket":
         fds = [end.detach() for end in socket.socketpair()]
     else:
-        fds = [os.open("/proc/self", os.O_RDONLY)]
+        fds = [os.open({"directory": "/proc/self", "device": "/dev/null"}.get(kind, __file__), os.O_RDONLY)]
     socket.send_fds(raw[0], [pack((0xFF, os.fstat(fds[0]).st_size))], fds[:1])
     close_all(fds)
     with pytest.raises(ProtocolError, match="cannot be read"):

@@ -13,7 +13,7 @@ from stublet.shm.message import FINAL, FINALIZE, IN_REGION, INDIRECT, NEWS, RETU
 
 TENSOR = (0, 11, (2,), 0, 0, 8)
 NAMED = ("x", *TENSOR[1:])
-REQUEST = (1, False, ((0, 0, 8),), (TENSOR,), (), ())
+REQUEST = (1, 0, ((0, 0, 8),), (TENSOR,), (), ())
 REGIONS = (((5, 64, 8),), ((0, 5, 128, 8),))
 RESULT = (1, FINAL | RETURNED, 5, (), ((0, 0),), (TENSOR,), (), "")
 CALL = (1, 0, "model", -1, ((0, 0),), (NAMED,), ("y",), ("id", "{}", 0, 0, 0))
@@ -44,7 +44,7 @@ def of(tensor: Tuple[Any, ...], index: int, value: Any) -> Tuple[Any, ...]:
     "decoder, message",
     [
         (decode_down, down()),
-        (decode_down, down(but(REQUEST, 1, True))),
+        (decode_down, down(but(REQUEST, 1, 1))),
         (decode_down, down(but(REQUEST, 4, EXTENDED))),
         (decode_down, down(but(REQUEST, 4, (*EXTENDED, TRACE)))),
         (decode_up, up(call=but(CALL, 7, (*CALL[7], TRACE)))),
@@ -53,6 +53,7 @@ def of(tensor: Tuple[Any, ...], index: int, value: Any) -> Tuple[Any, ...]:
         (decode_up, up(but(RESULT, 5, of(TENSOR, 3, IN_REGION)))),
         (decode_up, up()),
         (decode_up, up(call=(1,))),
+        (decode_down, (WORK, (), (), ((1,),))),
     ],
 )
 def test_the_rows_are_right_before_something_in_them_is_changed(decoder: Decoder, message: Tuple[Any, ...]) -> None:
@@ -84,7 +85,6 @@ def test_the_rows_are_right_before_something_in_them_is_changed(decoder: Decoder
         (decode_down, (WORK, (), (5,), ()), "malformed record"),
         (decode_down, down(REQUEST[:5]), "malformed record"),
         (decode_down, down(but(REQUEST, 0, "1")), "request '1'"),
-        (decode_down, down(but(REQUEST, 1, 0)), "request 1"),
         (decode_down, down(but(REQUEST, 2, ((0, 0),))), "malformed record"),
         (decode_down, down(but(REQUEST, 2, ((0, 0, "8"),))), "request 1 in '8' bytes at 0 of segment 0"),
         (decode_down, down(but(REQUEST, 2, ((0, 0, 7),))), "input 0 ends at 8 of 7"),
@@ -96,6 +96,11 @@ def test_the_rows_are_right_before_something_in_them_is_changed(decoder: Decoder
         (decode_down, down(but(REQUEST, 3, of(TENSOR, 3, 1))), "tensor 0 in block 1 of 1"),
         (decode_down, down(but(REQUEST, 3, of(TENSOR, 3, -1))), "tensor 0 in block -1 of 1"),
         (decode_down, down(but(REQUEST, 3, of(TENSOR, 3, False))), "tensor 0 in block False of 1"),
+        (decode_down, down(but(REQUEST, 1, False)), "request 1"),
+        (decode_down, down(but(REQUEST, 1, 4)), "request 1"),
+        (decode_down, down(but(REQUEST, 1, -1)), "request 1"),
+        (decode_down, (WORK, (), (), ((True,),)), "reply to call True"),
+        (decode_down, (WORK, (), (), ((),)), "malformed record"),
         (decode_down, down(but(REQUEST, 3, of(TENSOR, 2, (3,)))), r"tensor 0 of shape \(3,\) in 8 bytes"),
         (decode_down, down(but(REQUEST, 3, of(TENSOR, 2, (-2,)))), "dimension -2 of tensor 0"),
         (decode_down, down(but(REQUEST, 3, of(TENSOR, 1, 99))), "data type 99 of tensor 0"),
@@ -170,7 +175,7 @@ def test_the_rows_are_right_before_something_in_them_is_changed(decoder: Decoder
         (decode_up, up(call=("1",)), "call '1'"),
         (decode_up, up(call=(True,)), "call True"),
         (decode_up, up(call=CALL[:7]), "malformed record"),
-        (decode_up, up(call=but(CALL, 1, 4)), "call 1 of model 'model' version -1"),
+        (decode_up, up(call=but(CALL, 1, 8)), "call 1 of model 'model' version -1"),
         (decode_up, up(call=but(CALL, 1, False)), "call 1 of model 'model' version -1"),
         (decode_up, up(call=but(CALL, 2, b"model")), "call 1 of model b'model' version -1"),
         (decode_up, up(call=but(CALL, 3, None)), "call 1 of model 'model' version None"),
@@ -212,7 +217,7 @@ def test_a_record_equal_to_one_seen_before_is_not_therefore_right(
 def test_inputs_seen_before_are_not_therefore_right_as_outputs() -> None:
     """Inputs in a block of no bytes, and outputs in none."""
     nothing = ((0, 11, (0,), 0, 0, 0),)
-    decode_down(pack(down((1, False, ((0, 0, 0),), nothing, (), ()))))
+    decode_down(pack(down((1, 0, ((0, 0, 0),), nothing, (), ()))))
     with pytest.raises(ProtocolError, match="tensor 0 in block 0 of 0"):
         decode_up(pack(up((1, FINAL, 5, (), (), nothing, (), ""))))
 

@@ -8,7 +8,8 @@ from typing import List
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stublet.shm.polling import PollBudget, poll_limit
+from stublet.shm import polling
+from stublet.shm.polling import PollBudget, poll_limit, yield_core
 
 LIMIT = 200_000
 
@@ -45,6 +46,42 @@ def test_never_polls_longer_than_the_limit(waits: List[int], limit: int) -> None
 @given(st.lists(st.integers(0, 10**15)))
 def test_no_limit_means_no_polling(waits: List[int]) -> None:
     assert after(*waits, limit=0) == 0
+
+
+def rests(budget: PollBudget) -> int:
+    """How many waits it is until it polls again."""
+    count = 0
+    while not budget.nanoseconds():
+        budget.waited(0)
+        count += 1
+    return count
+
+
+def test_who_is_disturbed_sleeps_for_longer_and_longer() -> None:
+    budget = PollBudget(LIMIT)
+    found = []
+    for _ in range(8):
+        budget.disturbances.hurt()
+        found.append(rests(budget))
+    assert found == [16, 32, 64, 128, 256, 512, 1024, 1024]
+
+
+def test_as_many_undisturbed_waits_as_it_rested_are_forgiveness() -> None:
+    budget = PollBudget(LIMIT)
+    budget.disturbances.hurt()
+    budget.disturbances.hurt()
+    assert rests(budget) == 32
+    for _ in range(32):
+        budget.waited(0)
+    budget.disturbances.hurt()
+    assert rests(budget) == 16
+
+
+def test_only_a_long_yield_is_a_disturbance(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0, polling.TAKEN_NS - 1, 0, polling.TAKEN_NS])
+    monkeypatch.setattr(polling, "perf_counter_ns", lambda: next(times))
+    assert yield_core()
+    assert not yield_core()
 
 
 @pytest.mark.parametrize("cores, limit", [({0}, 0), ({0, 1}, 50_000), ({3, 5, 7}, 50_000)])

@@ -179,6 +179,7 @@ def test_the_picture_is_held_to_the_constants() -> None:
         **{f"{direction}: asleep": ring.ASLEEP[direction] for direction in DIRECTIONS},
         "started": ring.STARTED,
         "verbose": ring.VERBOSE,
+        "core": ring.CORE,
         **{f"{direction}: slots": ring.FIRST_SLOT[direction] for direction in DIRECTIONS},
         "cancelled": ring.CANCELLED,
         "held": ring.HELD,
@@ -227,7 +228,7 @@ def test_an_end_writes_only_what_the_picture_says(
     words = {
         name: (offset, eval(size))
         for name, (offset, size, _) in PICTURE.items()
-        if ":" in name or name in ("started", "verbose", "cancelled")
+        if ":" in name or name in ("started", "verbose", "core", "cancelled")
     }
     found = {name for name, (offset, size) in words.items() if before[offset : offset + size] != after[offset : offset + size]}
     assert found == {name.format(direction) for name in changed}

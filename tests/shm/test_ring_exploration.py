@@ -15,6 +15,8 @@ BELL = "bell"
 
 Consume = Callable[[Machine, Consumer], None]
 
+Setting = Callable[[], Tuple[Machine, List[Program]]]
+
 ORDERS = pytest.mark.parametrize("weak", [False, True], ids=["strong", "weak"])
 
 
@@ -58,20 +60,25 @@ def record(number: int) -> bytes:
     return b"%d" % number
 
 
-def setting(weak: bool, consume: Consume, patch: pytest.MonkeyPatch) -> Tuple[Machine, List[Program]]:
-    """A producer that rings after each record, and a consumer; one record more than slots, so that every slot comes round."""
+def setting(weak: bool, consume: Consume, patch: pytest.MonkeyPatch) -> Setting:
+    """A producer that rings after each record, and a consumer; one record more than slots, so that every slot comes round. One machine
+    runs at a time."""
     words: Any = _Words()
-    producer, consumer = Producer(words, "down", 0), Consumer(words, "down", 0)
-
-    def state() -> Hashable:
-        return producer._produced, producer._consumed, consumer._consumed
-
-    machine = words.machine = Machine(weak, state)
-    bell = SimpleNamespace(write=lambda *_: machine.ring(BELL), read=lambda *_: machine.silence(BELL))
+    bell = SimpleNamespace(write=lambda *_: words.machine.ring(BELL), read=lambda *_: words.machine.silence(BELL))
     patch.setattr(ring, "os", bell)
-    patch.setattr(ring, "fence", machine.fence)
+    patch.setattr(ring, "fence", lambda: words.machine.fence())
     patch.setattr(ring, "WEAKLY_ORDERED", weak)
-    return machine, [lambda: produce(machine, producer), lambda: consume(machine, consumer)]
+
+    def make() -> Tuple[Machine, List[Program]]:
+        producer, consumer = Producer(words, "down", 0), Consumer(words, "down", 0)
+
+        def state() -> Hashable:
+            return producer._produced, producer._consumed, consumer._consumed
+
+        machine = words.machine = Machine(weak, state)
+        return machine, [lambda: produce(machine, producer), lambda: consume(machine, consumer)]
+
+    return make
 
 
 def produce(machine: Machine, producer: Producer) -> None:
@@ -123,28 +130,22 @@ CONSUMERS = pytest.mark.parametrize("consume", [sleep_between, rely_on_the_bell]
 @ORDERS
 @CONSUMERS
 def test_every_record_arrives_and_nobody_oversleeps(weak: bool, consume: Consume, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert explore(lambda: setting(weak, consume, monkeypatch)) > 200
+    assert explore(setting(weak, consume, monkeypatch)) > 200
 
 
 @ORDERS
 @CONSUMERS
 def test_without_the_fences_of_the_doorbell_both_sides_can_miss(weak: bool, consume: Consume, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unfenced() -> Tuple[Machine, List[Program]]:
-        made = setting(weak, consume, monkeypatch)
-        monkeypatch.setattr(ring, "fence", lambda: None)
-        return made
-
+    unfenced = setting(weak, consume, monkeypatch)
+    monkeypatch.setattr(ring, "fence", lambda: None)
     with pytest.raises((Stuck, AssertionError, ProtocolError)):
         explore(unfenced)
 
 
 @CONSUMERS
 def test_where_loads_and_stores_reorder_a_record_needs_its_own_fences(consume: Consume, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unfenced() -> Tuple[Machine, List[Program]]:
-        made = setting(True, consume, monkeypatch)
-        monkeypatch.setattr(ring, "WEAKLY_ORDERED", False)
-        return made
-
+    unfenced = setting(True, consume, monkeypatch)
+    monkeypatch.setattr(ring, "WEAKLY_ORDERED", False)
     with pytest.raises((AssertionError, ProtocolError)):
         explore(unfenced)
 
@@ -153,4 +154,4 @@ def test_where_loads_and_stores_reorder_a_record_needs_its_own_fences(consume: C
 def test_a_producer_that_does_not_look_at_what_was_taken_overwrites(weak: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Producer, "_refresh", lambda self: self._produced)
     with pytest.raises((Stuck, AssertionError, ProtocolError)):
-        explore(lambda: setting(weak, sleep_between, monkeypatch))
+        explore(setting(weak, sleep_between, monkeypatch))

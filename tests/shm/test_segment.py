@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import resource
 import signal
 from contextlib import contextmanager
-from typing import Any, Iterator, Tuple, Type
+from typing import Any, Iterator, Optional, Tuple, Type
 
 import posix_ipc
 import pytest
@@ -17,6 +18,9 @@ from hypothesis import strategies as st
 from stublet.shm import segment as segment_module
 from stublet.shm.errors import OutOfSharedMemory, ProtocolError
 from stublet.shm.segment import EAGER_BYTES, PAGE, Segment, SegmentTable
+
+ADD_SEALS, SEAL_WRITE, MFD_NOEXEC_SEAL = 1033, 8, 8
+MADV_REMOVE = 9
 
 
 def target(segment: Segment) -> str:
@@ -44,9 +48,7 @@ def test_a_segment_is_reserved_and_has_no_name(size: int, rounded: int) -> None:
     segment = Segment.create(3, size)
     assert segment.fd is not None
     assert (segment.id, segment.size, len(segment.memory)) == (3, rounded, rounded)
-    assert target(segment).startswith("/dev/shm/stublet-") and target(segment).endswith(" (deleted)")
-    assert not [name for name in os.listdir("/dev/shm") if target(segment).startswith(f"/dev/shm/{name}")]
-    assert os.fstat(segment.fd).st_mode & 0o777 == 0o600
+    assert target(segment) == "/memfd:stublet (deleted)"
     assert not os.get_inheritable(segment.fd)
     assert blocks(segment.fd) == rounded
     segment.memory[rounded - 1] = 1
@@ -55,7 +57,75 @@ def test_a_segment_is_reserved_and_has_no_name(size: int, rounded: int) -> None:
     assert segment.fd is None and segment.memory[rounded - 1] == 1, "the mapping outlives the descriptor"
 
 
-def test_names_cannot_be_guessed() -> None:
+@pytest.mark.parametrize("as_it_fills", [False, True])
+def test_nobody_changes_the_size_of_a_segment(as_it_fills: bool) -> None:
+    """Touching a page that is gone would be a SIGBUS in every process that maps it."""
+    segment = Segment.create(3, EAGER_BYTES + 1, as_it_fills)
+    fd = segment.fd
+    assert fd is not None
+    for size in (0, PAGE, 2 * segment.size):
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, size)
+    with pytest.raises(PermissionError):
+        os.posix_fallocate(fd, 0, 2 * segment.size)
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(fd, ADD_SEALS, SEAL_WRITE)
+    reopened = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+    with pytest.raises(PermissionError):
+        os.ftruncate(reopened, 0)
+    os.close(reopened)
+    segment.close()
+
+
+def test_a_hole_in_a_segment_is_zeros() -> None:
+    """Which no seal prevents."""
+    segment = Segment.create(3, 2 * PAGE)
+    segment.memory[:] = bytes([7]) * len(segment.memory)
+    segment.memory.madvise(MADV_REMOVE, 0, PAGE)
+    assert segment.memory[:PAGE] == bytes(PAGE) and segment.memory[PAGE:] == bytes([7]) * PAGE
+    segment.close()
+
+
+def test_the_memory_of_a_segment_can_be_given_back_while_others_map_it() -> None:
+    segment = Segment.create(3, 2 * PAGE)
+    assert segment.fd is not None
+    fd = os.dup(segment.fd)
+    segment.discard()
+    assert (blocks(fd), segment.fd) == (0, None)
+    os.close(fd)
+
+
+def without_memfd(monkeypatch: pytest.MonkeyPatch, number: int = errno.EPERM) -> None:
+    """As in a sandbox that does not permit it."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+
+
+@pytest.mark.parametrize("refusal", [errno.EPERM, errno.ENOSYS, None])
+@pytest.mark.parametrize("as_it_fills", [False, True])
+def test_dev_shm_serves_where_there_is_no_memfd(monkeypatch: pytest.MonkeyPatch, refusal: Optional[int], as_it_fills: bool) -> None:
+    if refusal is None:
+        monkeypatch.delattr(os, "memfd_create")
+    else:
+        without_memfd(monkeypatch, refusal)
+    segment = Segment.create(3, EAGER_BYTES + 1, as_it_fills)
+    fd = segment.fd
+    assert fd is not None
+    assert target(segment).startswith("/dev/shm/stublet-") and target(segment).endswith(" (deleted)")
+    assert not [name for name in os.listdir("/dev/shm") if target(segment).startswith(f"/dev/shm/{name}")]
+    assert os.fstat(fd).st_mode & 0o777 == 0o600
+    assert not os.get_inheritable(fd)
+    assert blocks(fd) == segment.size, "a full /dev/shm is an error here, not a SIGBUS later"
+    segment.reserve(segment.size)
+    assert segment.reserved == segment.size
+    segment.close()
+
+
+def test_names_cannot_be_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_memfd(monkeypatch)
     segments = [Segment.create(0, 1) for _ in range(2)]
     names = {target(segment).removesuffix(" (deleted)").rpartition("-")[2] for segment in segments}
     assert len(names) == 2 and all(len(name) == 32 for name in names)
@@ -66,22 +136,56 @@ def test_names_cannot_be_guessed() -> None:
 @pytest.mark.parametrize(
     "kind, arguments",
     [
-        (OSError, (errno.ENOSPC, "No space left on device")),
         (OSError, (errno.EROFS, "Read-only file system")),
         (posix_ipc.ExistentialError, ("No shared memory exists with the specified name",)),
         (posix_ipc.PermissionsError, ("No permission to modify this segment",)),
     ],
 )
-def test_memfd_serves_where_dev_shm_cannot(monkeypatch: pytest.MonkeyPatch, kind: Type[Exception], arguments: Tuple[Any, ...]) -> None:
+def test_without_either_it_is_told_why(monkeypatch: pytest.MonkeyPatch, kind: Type[Exception], arguments: Tuple[Any, ...]) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise kind(*arguments)
 
+    without_memfd(monkeypatch)
     monkeypatch.setattr(posix_ipc, "SharedMemory", refuse)
+    with pytest.raises(OutOfSharedMemory, match=f"^{PAGE} bytes of shared memory cannot be had: .*{arguments[-1]}"):
+        Segment.create(0, 100)
+
+
+def test_a_full_dev_shm_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    without_memfd(monkeypatch)
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(OutOfSharedMemory, match=r"/dev/shm is full: enlarge it \(docker run --shm-size=1g\)"):
+        Segment.create(0, 100)
+
+
+def test_kernels_before_6_3_make_segments_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = os.memfd_create
+
+    def older(name: str, flags: int) -> int:
+        if flags & MFD_NOEXEC_SEAL:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return create(name, flags)
+
+    monkeypatch.setattr(os, "memfd_create", older)
     segment = Segment.create(0, 100)
-    assert segment.fd is not None
-    assert target(segment) == "/memfd:stublet (deleted)"
-    assert blocks(segment.fd) == segment.size == PAGE
+    assert segment.fd is not None and target(segment) == "/memfd:stublet (deleted)"
+    with pytest.raises(PermissionError):
+        os.ftruncate(segment.fd, 0)
     segment.close()
+
+
+def test_without_descriptors_it_is_told_what_to_do() -> None:
+    lowest = os.dup(0)
+    os.close(lowest)
+    with limit(resource.RLIMIT_NOFILE, lowest + 1):
+        with pytest.raises(OutOfSharedMemory, match=r"cannot be mapped: Too many open files: .* raise the limit .*\(ulimit -n\)$"):
+            Segment.create(0, 100)
+        with limit(resource.RLIMIT_NOFILE, lowest), pytest.raises(OutOfSharedMemory, match="cannot be had: Too many open files: "):
+            Segment.create(0, 100)
+    Segment.create(0, 100).close()
 
 
 def test_a_segment_larger_than_the_machine_is_refused_before_it_is_tried() -> None:

@@ -38,7 +38,7 @@ class Desk:
         self.runtime = runtime
         self.blocks_execute = False
         channel = runtime.channel
-        self.inbox = Inbox(channel.consumers["down"], channel.bells["down"], self.route, lambda: None)
+        self.inbox = Inbox(channel.consumers["down"], channel.bells["down"], self.route, lambda: None, channel.words.shares_core)
         self.caller = Caller(self.inbox, runtime.outbox, runtime.memory, PollBudget(0), lambda: self.blocks_execute)
         self.caller.allowed = True
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 from stublet.parent import model_config, repository
+from stublet.parent.memory_limits import LIMIT_PARAMETER
 from stublet.parent.model import Model
 from stublet.parent.model_config import ConfigError
 from stublet.parent.placement.instance_groups import instance_specs
 from stublet.parent.repository import ModelFiles
+from stublet.parent.sandbox import config as sandbox
 
 from ..offered import Offered, offered
 from ..target import Check, Target
@@ -24,7 +26,9 @@ TOKENS = [
     b"name", b"data_type", b"dims", b"reshape", b"shape", b"optional", b"count", b"kind", b"KIND_CPU", b"KIND_MODEL", b"KIND_GPU", b"gpus",
     b"key", b"value", b"string_value", b"preferred_batch_size", b"max_queue_delay_microseconds", b"priority_levels", b"direct", b"oldest",
     b"latest", b"num_versions", b"specific", b"versions", b"target_name", b"source_input", b"zero_data", b"random_data", b"input_data_file",
-    b"batch_size", b"inputs", b"max_concurrent", b"concatenate_batch", b"cancel_coroutines",
+    b"batch_size", b"inputs", b"max_concurrent", b"concatenate_batch", b"cancel_coroutines", b"restart_limit", b"restart_window_seconds",
+    b"retry_on_crash", b"max_requests", b"max_rss", b"max_age", b"spares", b"execute_timeout", b"initialize_timeout", b"hang_timeout",
+    LIMIT_PARAMETER.encode(), *[name.encode() for name in sandbox.NAMES], b"yes", b"no", b"512MiB", b"1.5", b"0.01", b"root", b"0:0", b"1e9",
 ]  # fmt: skip
 
 

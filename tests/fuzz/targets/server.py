@@ -11,7 +11,9 @@ from typing import Any, Dict, Iterator, List
 
 from stublet.parent.errors import ServerError
 from stublet.parent.http.compression import Decoder, accepted
+from stublet.parent.http.door import Door
 from stublet.parent.http.front_end import HttpFrontEnd
+from stublet.parent.http.limits import HttpLimits
 from stublet.parent.http.protocol import InferProtocol
 from uvicorn import Config
 from uvicorn.server import ServerState
@@ -98,11 +100,12 @@ def connection() -> Iterator[Check]:
             return config
 
         config = loop.run_until_complete(begin())
+        door = Door(HttpLimits(), "HTTP")
 
         async def live(data: bytes) -> bytes:
             transport = _Transport()
             state = ServerState()
-            protocol = InferProtocol(config, state, {}, asyncio.get_running_loop())
+            protocol = InferProtocol(config, state, {}, asyncio.get_running_loop(), door=door)
             protocol.connection_made(transport)
             for piece in data.split(b"\0"):
                 if piece and not transport.closed:

@@ -4,31 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import logging
 import os
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Dict, Iterator, List
+from unittest.mock import patch
 
 from stub_end import OWN, Stub
+from stublet.parent import bls
 from stublet.parent.bls import Router, make_request
+from stublet.parent.devices import DeviceMemory
 from stublet.parent.errors import ServerError
 from stublet.parent.forked_caller import ForkedCaller
 from stublet.parent.instance import Instance
+from stublet.parent.lifecycle import State
 from stublet.parent.model import Model
 from stublet.parent.news import read_call
 from stublet.parent.placement.instance_groups import instance_specs
 from stublet.parent.placement.placement import ANYWHERE
-from stublet.parent.request import Request
-from stublet.shm.control import GROW, ControlSocket, close_all
+from stublet.parent.request import Request, drop
+from stublet.shm.control import ControlSocket, close_all
+from stublet.shm.cuda.segment import DeviceSegment
+from stublet.shm.dtype import BY_NAME
 from stublet.shm.errors import PeerGone, ProtocolError
-from stublet.shm.message import decode_up, unpack
+from stublet.shm.message import decode_up
+from stublet.shm.ring import RECORD_BYTES, Producer, Words
 
-from ..offered import offered
+from ..offered import NoProcess, Offered, offered
 from ..target import Check, Target
 from .rings import TOKENS
 
 _KINDS_OF_FILE = 4
+
+_IN_RING = 0x80
+"""The first byte of what is a record in the ring, and not a datagram."""
+
+_FIRST_SEGMENT = 50
+"""Id of the first segment of an instance's arena."""
+
+_MOST_BYTES = 4 << 20
+_FP32 = BY_NAME["FP32"].code
 
 
 def _files(kinds: bytes) -> List[int]:
@@ -91,61 +108,120 @@ def control_socket() -> Iterator[Check]:
 # ---- the life of an instance ----
 
 
-class _NoProcess:
-    """Takes the place of the fork server: the test is the process."""
+class _SharesDevices(DeviceMemory):
+    """Whether device memory can be shared is not found out: a process for each GPU that somebody makes up takes too long."""
 
-    def spawn(self, stub: Any, interpreter: Any, environment: Any, placement: Any, fds: Any) -> None:
-        self.far = socket.socket(fileno=os.dup(fds[0]))
+    async def _verdict(self, instance: Instance, segment: DeviceSegment, pattern: bytes) -> str:
+        return "ok" if pattern else "there is no such GPU"
+
+
+class _Life:
+    """Of an instance, whose process is the test. It is handed two requests when it has loaded, and asked whether it is ready."""
+
+    def __init__(self, server: Offered, spawner: NoProcess) -> None:
+        self._core = server.core
+        self._model = server.models["add_sub"]
+        self._core._segment_ids = itertools.count(_FIRST_SEGMENT)
+        (spec,) = instance_specs(self._model.config)
+        self.instance = Instance(self._model, spec, ANYWHERE)
+        self._model.instances = [self.instance]
+        self.instance.start()
+        self._core.watcher.watch(self.instance)
+        self.far = spawner.far
+        channel = self.instance.channel
+        self._up = Producer(Words(channel.segment), "up", channel.up_bell)
+        self._asked = False
+
+    def say(self, line: bytes) -> None:
+        """A datagram, or, if the first byte is so large, a record in the ring."""
+        instance = self.instance
+        if line and line[0] >= _IN_RING:
+            if instance.state.talks and not instance.broken:
+                self._up.push(line[1 : 1 + RECORD_BYTES])
+                self._model.drain(instance)
+            return
+        datagram, fds = _said(line)
+        with suppress(BrokenPipeError, BlockingIOError):
+            socket.send_fds(self.far, [datagram], fds)
+        close_all(fds)
+        instance.process.collect()
+        instance.shed()
+        if instance.state is State.READY and not self._asked:
+            self._asked = True
+            for _ in range(2):
+                self._model.submit(_added(self._model))
+            self._core.keep(asyncio.get_running_loop().create_task(self._check_ready()))
+
+    async def _check_ready(self) -> None:
+        with suppress(ServerError):
+            await self.instance.check_ready()
+
+    async def end(self) -> None:
+        instance = self.instance
+        segments = instance.segments
+        instance.process.on_exit(0)
+        assert instance.ended.done() and not instance.state.alive
+        assert not instance.channel.in_flight and not self._model.in_flight
+        self._model.instances = []
+        self.far.close()
+        for segment in segments:
+            segment.close()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
+        for _ in range(4):
+            await asyncio.sleep(0)  # what was to be done about a call that waits
+
+
+def _added(model: Model) -> Request:
+    block = model.allocate(128)
+    inputs = ((0, _FP32, (4,), 0, 0, 16), (1, _FP32, (4,), 0, 64, 16))
+    return Request([(block, 128)], inputs, (), lambda outcome, _: drop(outcome))
 
 
 @contextmanager
 def control_messages() -> Iterator[Check]:
-    """Each line is a datagram of a stub's. Whatever it says, the server goes on, and what is not right ends the stub."""
-    spawner = _NoProcess()
+    """Each part is a datagram of a stub's, or a record. Whatever it says, the server goes on, and what is not right ends the stub."""
+    spawner = NoProcess()
     loop = asyncio.new_event_loop()
     complaints: List[Dict[str, Any]] = []
     loop.set_exception_handler(lambda _loop, about: complaints.append(about))
     quiet = logging.getLogger("stublet")
     level = quiet.level
     quiet.setLevel(logging.CRITICAL)
-    with offered() as server:
-        server.core.spawner = spawner  # type: ignore[assignment]
-        (spec,) = instance_specs(server.models["add_sub"].config)
+    with offered() as server, patch.object(bls, "_GRACE_SECONDS", 0.0):
+        core, model = server.core, server.models["add_sub"]
+        core.spawner = spawner  # type: ignore[assignment]
+        core.device_memory.__class__ = _SharesDevices
+        core.models["add_sub"] = {1: model}
+        model.instance_limit = _MOST_BYTES
+        model.begin_memory()
+
+        async def begin() -> None:
+            core.bls = Router(core)
+            core._loop = model._loop = model.pump._loop = asyncio.get_running_loop()
 
         async def live(data: bytes) -> None:
-            server.core.bls = Router(server.core)
-            server.core._loop = asyncio.get_running_loop()
-            instance = Instance(server.models["add_sub"], spec, ANYWHERE)
-            instance.start()
-            far = spawner.far
+            life = _Life(server, spawner)
             try:
                 for line in data.split(b"\n\n"):
-                    datagram, fds = _said(line)
-                    # What is asked for is given: this much memory need not be.
-                    if not _asks_for_much(datagram):
-                        socket.send_fds(far, [datagram], fds)
-                        instance.process.collect()
-                        await asyncio.sleep(0)
-                    close_all(fds)
+                    life.say(line)
+                    await asyncio.sleep(0)
                 await asyncio.sleep(0)
             finally:
-                segments = instance.segments
-                instance.process.on_exit(0)
-                far.close()
-                for segment in segments:
-                    segment.close()
-                for task in list(server.core._kept):
-                    task.cancel()
-                await asyncio.sleep(0)
+                await life.end()
 
         def check(data: bytes) -> None:
             before = _open_files()
             loop.run_until_complete(live(data))
             assert not complaints, complaints
+            server.assert_nothing_held()
             gc.collect()  # an instance and its parts hold each other, and mappings have descriptors
             assert _open_files() == before
 
-        loop.run_until_complete(asyncio.sleep(0))
+        loop.run_until_complete(begin())
         gc.collect()
         gc.freeze()  # only what an input leaves behind is looked at
         try:
@@ -154,14 +230,6 @@ def control_messages() -> Iterator[Check]:
             gc.unfreeze()
             loop.close()
             quiet.setLevel(level)
-
-
-def _asks_for_much(datagram: bytes) -> bool:
-    try:
-        kind, *parts = unpack(datagram)
-    except ProtocolError:
-        return False
-    return bool(kind == GROW and parts and type(parts[0]) is int and parts[0] > 1 << 20)
 
 
 # ---- calls of other models ----

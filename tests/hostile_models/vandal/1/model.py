@@ -1,7 +1,10 @@
 """A stub turned hostile: reaches into its own runtime and writes what it may not."""
 
+import array
+import ctypes
 import gc
 import os
+import socket
 import time
 
 import triton_python_backend_utils as pb_utils
@@ -9,6 +12,9 @@ from stublet.shm import control
 from stublet.shm.message import EMPTY, FINAL, INDIRECT, NEWS, RESCHEDULE, RETURNED, pack
 from stublet.shm.ring import FIRST_SLOT, SLOT_BYTES, STARTED
 from stublet.stub.process import Stub
+
+STRINGS = 13
+"""The code of BYTES in messages."""
 
 
 def runtime():
@@ -81,6 +87,113 @@ def tell(*message):
     runtime()._control.send(message)
 
 
+def segments():
+    """Descriptors of all shared memory that the stub has, its rings among it."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        try:
+            if os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:stublet"):
+                found.append(fd)
+        except OSError:
+            pass
+    assert found
+    return found
+
+
+def truncate():
+    """Nobody who maps them survives it, if it succeeds."""
+    for fd in segments():
+        for size in (0, 4096, 1 << 40):
+            try:
+                os.ftruncate(fd, size)
+            except PermissionError:
+                continue
+            print("a segment was truncated", flush=True)
+    garbage_record()
+
+
+def punch_holes():
+    for fd in segments():
+        assert ctypes.CDLL(None).fallocate(fd, 3, ctypes.c_long(0), ctypes.c_long(os.fstat(fd).st_size)) == 0
+    tell(99, "and so on")
+
+
+def scribble(byte):
+    """All over what it shares with others, but for the requests of its model, which another instance may have."""
+    memory = runtime()._memory
+    names = {block[0] for block in memory.arena._blocks}
+    for segment in [memory.segments[name] for name in names]:
+        segment.memory[:] = bytes([byte]) * segment.size
+    view = runtime()._words
+    view.cast("B")[:] = bytes([byte]) * view.nbytes
+    os.write(runtime()._outbox._up._bell, (1).to_bytes(8, "little"))
+    tell(99, "and so on")
+
+
+def strings_of_no_length():
+    """An output of strings whose lengths point anywhere."""
+    key = runtime()._memory.write(b"\xff" * 64)
+    news((), [(now(), FINAL | RETURNED, 0, (), [key], [(0, STRINGS, (3,), 0, 0, 64)], (), "")])
+    tell(99, "and so on")
+
+
+def flood_of_growth():
+    """Without looking at what comes back."""
+    for _ in range(300):
+        insist(control.GROW, 1 << 20)
+    insist(99, "and so on")
+
+
+def two_at_once():
+    for _ in range(2):
+        tell(control.GROW, 17 << 20)
+
+
+def in_file(fd, nbytes):
+    """A control message that is in a file."""
+    socket.send_fds(runtime()._control._socket, [pack((control._IN_FILE, nbytes))], [fd])
+
+
+def huge_message():
+    fd = os.memfd_create("huge")
+    os.posix_fallocate(fd, 0, control._MOST_BYTES + 4096)
+    in_file(fd, control._MOST_BYTES + 4096)
+
+
+def descriptors_nobody_asked_for():
+    fds = array.array("i", [os.open("/dev/null", os.O_RDONLY) for _ in range(8)])
+    runtime()._control._socket.setblocking(True)
+    for _ in range(200):
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
+        runtime()._control._socket.sendmsg([pack((control.LOG, ()))], rights)
+    tell(99, "and so on")
+
+
+def flood_of_questions():
+    for number in range(2000):
+        insist(control.ASK, number, "model.ready", ("nobody", ""))
+    insist(99, "and so on")
+
+
+def made_up_gpus():
+    for number in range(100):
+        insist(control.ASK, number, "device.export", (os.urandom(16), 2 << 20, bytes(64), bytes(16)))
+
+
+def without_descriptors():
+    os.closerange(3, 1024)
+
+
+def insist(*message):
+    """Until there is room for it in the socket."""
+    while True:
+        try:
+            return tell(*message)
+        except TimeoutError:
+            time.sleep(0.001)
+
+
 WAYS = {
     "garbage": garbage_record,
     "unknown kind": lambda: record(77, 1, 2),
@@ -114,6 +227,25 @@ WAYS = {
     "a question without a number": lambda: tell(control.ASK, None, "model.ready", ()),
     "told nothing": lambda: tell(control.TELL),
     "a forked process without a socket": lambda: tell(control.FORKED),
+    "truncated segments": truncate,
+    "segments with holes": punch_holes,
+    "zeros everywhere": lambda: scribble(0),
+    "ones everywhere": lambda: scribble(0xFF),
+    "strings of no length": strings_of_no_length,
+    "flood of growth": flood_of_growth,
+    "growth before growth": two_at_once,
+    "shed what is not its own": lambda: tell(control.SHED, [10**6]),
+    "shed words": lambda: tell(control.SHED, [[1], "x"]),
+    "shed nothing at all": lambda: tell(control.SHED, 5),
+    "a message that is a device": lambda: in_file(os.open("/dev/zero", os.O_RDONLY), 100),
+    "a message that is a pipe": lambda: in_file(os.pipe()[0], 100),
+    "a message that is a file": lambda: in_file(os.open(__file__, os.O_RDONLY), os.stat(__file__).st_size),
+    "huge message": huge_message,
+    "endless descriptors": descriptors_nobody_asked_for,
+    "flood of questions": flood_of_questions,
+    "GPUs that there are not": made_up_gpus,
+    "closed control socket": lambda: runtime()._control._socket.close(),
+    "closed descriptors": without_descriptors,
 }
 
 

@@ -1,102 +1,22 @@
-"""Requests with tensors in shared memory of a client's, at the stub's end."""
+"""Requests with tensors in shared memory of a client's, at the stub's end: inputs that are copied, and outputs."""
 
 from __future__ import annotations
 
-import itertools
-import os
-from contextlib import contextmanager
-from typing import Any, Callable, Iterator, List, Sequence, Tuple
+from typing import List
 
 import numpy as np
 import pytest
-from shared_memory import ClientFile, client_file
-from stub_runtime import Runtime, running
+from client_requests import FP32, LARGE, LOST, SIZE, SMALL, START, at, echo, execute, only_error, request
+from shared_memory import ClientFile
+from stub_runtime import Runtime
 from stublet.shm import bytes_codec
-from stublet.shm.arena import LARGE_BYTES
-from stublet.shm.dtype import BY_NAME, BYTES
+from stublet.shm.dtype import BYTES
 from stublet.shm.message import EMPTY, FAILURE, FINAL, IN_REGION, RETURNED, ErrorCode
-from stublet.stub import window as window_module
-from stublet.stub.client_regions import Region
-from stublet.stub.memory import REFERENCE_BYTES
 from stublet.stub.request import InferenceRequest
 from stublet.stub.response import InferenceResponse
 from stublet.stub.tensor import Tensor, empty
-from stublet.stub.window import Window
 
-Row = Tuple[Any, ...]
-
-SIZE = 1 << 20
-START = 4096 + 8
-"""Where the region begins in the file."""
-
-REGION = 7
-FP32 = BY_NAME["FP32"]
-LARGE = np.arange(REFERENCE_BYTES, dtype=np.float32)
-SMALL = np.arange(4, dtype=np.float32)
-LOST = "shared memory region 'mine' no longer has the bytes of {}: it was truncated after it was registered, or its file system is full"
 SIZES = pytest.mark.parametrize("data", [SMALL, LARGE], ids=["small", "large"])
-
-
-@pytest.fixture
-def file() -> Iterator[ClientFile]:
-    with client_file(START + SIZE) as file:
-        yield file
-
-
-@contextmanager
-def connected(monkeypatch: pytest.MonkeyPatch, file: ClientFile, decoupled: bool) -> Iterator[Runtime]:
-    window = Window(os.dup(file.fd), START, SIZE)
-    with running(monkeypatch, decoupled) as runtime:
-        runtime.regions[REGION] = Region("mine", window)
-        yield runtime
-    window.close()
-
-
-@pytest.fixture
-def runtime(monkeypatch: pytest.MonkeyPatch, file: ClientFile) -> Iterator[Runtime]:
-    with connected(monkeypatch, file, decoupled=False) as runtime:
-        yield runtime
-
-
-@pytest.fixture
-def decoupled(monkeypatch: pytest.MonkeyPatch, file: ClientFile) -> Iterator[Runtime]:
-    with connected(monkeypatch, file, decoupled=True) as runtime:
-        yield runtime
-
-
-_keys = itertools.count()
-
-
-def request(*reads: Row, writes: Sequence[Row] = (), dtype: Any = FP32, extras: Row = ()) -> Row:
-    """A request with an input in each of these places, each (offset, shape, nbytes), and outputs to go to (index, offset, room)."""
-    inputs = [(index, dtype.code, shape, 1 + index, 0, nbytes) for index, (_, shape, nbytes) in enumerate(reads)]
-    places = tuple((REGION, offset, nbytes) for offset, _, nbytes in reads)
-    targets = tuple((index, REGION, offset, room) for index, offset, room in writes)
-    return next(_keys), False, ((100, 0, 64),), tuple(inputs), extras, (places, targets)
-
-
-def at(array: np.ndarray, offset: int = 0) -> Row:
-    """A place where that array is."""
-    return offset, array.shape, array.nbytes
-
-
-def execute(runtime: Runtime, function: Callable[[List[InferenceRequest]], Any], *batch: Row) -> List[Row]:
-    """What a stub does with a batch; the results that come of it."""
-    holder, execution = runtime.executions.begin(batch)
-    if holder[0]:
-        execution.returned([function(holder.pop())])
-    return runtime.results()
-
-
-def echo(requests: List[InferenceRequest]) -> List[InferenceResponse]:
-    return [InferenceResponse([Tensor("out", one.inputs()[0].as_numpy())]) for one in requests]
-
-
-def only_error(result: Row) -> Tuple[ErrorCode, str]:
-    """Of a request that was refused without being executed."""
-    _, flags, _, kept, blocks, outputs, error, _ = result
-    assert flags == FINAL | RETURNED | FAILURE and not kept and not blocks and not outputs
-    return ErrorCode(error[0]), error[1]
 
 
 # ---- inputs ----
@@ -316,140 +236,3 @@ def test_responses_of_a_decoupled_model_are_written_one_after_the_other(decouple
     assert [array.tolist() for array in found] == [(SMALL * factor).tolist() for factor in range(3)]
     assert all(result[5][0][3] == IN_REGION for result in sent)
     assert last[6][0] == ErrorCode.INTERNAL and last[1] == FINAL | FAILURE and over[1] == RETURNED | EMPTY
-
-
-# ---- inputs that are viewed where they are ----
-
-ALIGNED = 64 - START % 64
-VIEWED = np.arange(3 * LARGE_BYTES // 8, dtype=np.float32)
-"""One and a half times as large as has to be, so that it does not end with a page."""
-
-
-def shows_client(file: ClientFile, array: np.ndarray, offset: int = ALIGNED) -> bool:
-    """Whether the array shows the file."""
-    before = array[0]
-    file.put(np.float32([before + 1]), START + offset)
-    shown = bool(array[0] == before + 1)
-    file.put(np.float32([before]), START + offset)
-    return shown
-
-
-@pytest.mark.parametrize(
-    "data, offset, viewed",
-    [(VIEWED, ALIGNED, True), (VIEWED, ALIGNED + 64, True), (VIEWED, ALIGNED + 8, False), (VIEWED[: LARGE_BYTES // 4 - 1], ALIGNED, False)],
-    ids=["large", "elsewhere", "not aligned", "small"],
-)
-def test_a_large_input_is_viewed_where_it_is(runtime: Runtime, file: ClientFile, data: np.ndarray, offset: int, viewed: bool) -> None:
-    file.put(data, START + offset)
-
-    def look(requests: List[InferenceRequest]) -> List[InferenceResponse]:
-        array = requests[0].inputs()[0].as_numpy()
-        assert np.array_equal(array, data) and shows_client(file, array, offset) == viewed
-        return [InferenceResponse([Tensor("out", SMALL)])]
-
-    (result,) = execute(runtime, look, request(at(data, offset)))
-    assert not result[6], result[6]
-    runtime.memory.release(result[4])
-    assert runtime.store.in_use() == 0
-
-
-def test_where_nothing_can_be_guarded_it_is_copied(runtime: Runtime, file: ClientFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(window_module, "guarded", lambda *_: None)
-    file.put(VIEWED, START + ALIGNED)
-
-    def look(requests: List[InferenceRequest]) -> List[InferenceResponse]:
-        array = requests[0].inputs()[0].as_numpy()
-        assert np.array_equal(array, VIEWED) and not shows_client(file, array)
-        return [InferenceResponse([Tensor("out", SMALL)])]
-
-    (result,) = execute(runtime, look, request(at(VIEWED, ALIGNED)))
-    assert not result[6], result[6]
-
-
-@pytest.mark.parametrize("time", [1, 2, 3])
-def test_what_is_written_to_a_view_is_gone_with_it(runtime: Runtime, file: ClientFile, time: int) -> None:
-    def change(requests: List[InferenceRequest]) -> List[InferenceResponse]:
-        array = requests[0].inputs()[0].as_numpy()
-        assert np.array_equal(array, VIEWED * time)
-        array += 1
-        return [InferenceResponse([Tensor("out", array)])]
-
-    for _ in range(time):
-        file.put(VIEWED * time, START + ALIGNED)
-        (result,) = execute(runtime, change, request(at(VIEWED, ALIGNED)))
-        assert np.array_equal(runtime.store.read((result[4], result[5]))[0][1], VIEWED * time + 1)  # type: ignore[arg-type]
-        assert np.array_equal(file.array(VIEWED.shape, np.float32, START + ALIGNED), VIEWED * time)
-        runtime.memory.release(result[4])
-    assert runtime.store.in_use() == 0
-
-
-def test_views_of_the_same_bytes_do_not_see_what_the_others_write(runtime: Runtime, file: ClientFile) -> None:
-    file.put(VIEWED, START + ALIGNED)
-
-    def change(requests: List[InferenceRequest]) -> List[InferenceResponse]:
-        arrays = [tensor.as_numpy() for one in requests for tensor in one.inputs()]
-        for number, array in enumerate(arrays):
-            array[:] = number
-        assert [set(array.tolist()) for array in arrays] == [{number} for number in range(len(arrays))]
-        return [InferenceResponse([Tensor("out", SMALL)]) for _ in requests]
-
-    inputs = at(VIEWED, ALIGNED), at(VIEWED[:-64], ALIGNED + 64)
-    results = execute(runtime, change, *[request(*inputs) for _ in range(4)])
-    assert not any(result[6] for result in results)
-    assert np.array_equal(file.array(VIEWED.shape, np.float32, START + ALIGNED), VIEWED)
-
-
-@pytest.mark.parametrize("written", [False, True])
-def test_a_view_that_the_model_keeps_becomes_its_own(runtime: Runtime, file: ClientFile, written: bool) -> None:
-    kept: List[np.ndarray] = []
-
-    def keep(requests: List[InferenceRequest]) -> List[InferenceResponse]:
-        array = requests[0].inputs()[0].as_numpy()
-        if written:
-            array[-1] = 7
-        kept.append(array)
-        return [InferenceResponse([Tensor("out", SMALL)])]
-
-    for time in (1, 2):
-        file.put(VIEWED * time, START + ALIGNED)
-        (result,) = execute(runtime, keep, request(at(VIEWED, ALIGNED)))
-        assert result[3] == () and not result[6]
-    file.put(VIEWED * 3, START + ALIGNED)
-    file.resize(0)
-    for time, array in zip((1, 2), kept):
-        expected = VIEWED * time
-        expected[-1] = 7 if written else expected[-1]
-        assert np.array_equal(array, expected)
-
-
-def test_a_region_that_is_cut_short_while_the_model_looks_at_it(runtime: Runtime, file: ClientFile) -> None:
-    file.put(VIEWED, START + ALIGNED)
-
-    def lose(requests: List[InferenceRequest]) -> List[InferenceResponse]:
-        array = requests[0].inputs()[0].as_numpy()
-        file.resize(START + ALIGNED + 4096)
-        total = array.sum()
-        file.resize(START + SIZE)
-        return [InferenceResponse([Tensor("out", np.full(4, total))])]
-
-    (result,) = execute(runtime, lose, request(at(VIEWED, ALIGNED)))
-    assert (ErrorCode(result[6][0]), result[6][1]) == (ErrorCode.INVALID_ARG, LOST.format("input 'x'"))
-    assert runtime.store.in_use() == 0
-    file.put(VIEWED, START + ALIGNED)
-    (result,) = execute(runtime, echo, request(at(VIEWED, ALIGNED)))
-    assert np.array_equal(runtime.store.read((result[4], result[5]))[0][1], VIEWED)  # type: ignore[arg-type]
-
-
-def test_one_that_is_cut_short_before_the_answer(decoupled: Runtime, file: ClientFile) -> None:
-    file.put(VIEWED, START + ALIGNED)
-
-    def lose(requests: List[InferenceRequest]) -> None:
-        sender = requests[0].get_response_sender()
-        sender.send(InferenceResponse([Tensor("out", SMALL)]))
-        file.resize(START)
-        sender.send(InferenceResponse([Tensor("out", SMALL)]))
-        sender.send(flags=1)
-
-    first, second, *_ = execute(decoupled, lose, request(at(VIEWED, ALIGNED)))
-    assert not first[6] and second[6][1] == LOST.format("input 'x'")
-    decoupled.memory.release(first[4])

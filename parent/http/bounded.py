@@ -1,0 +1,177 @@
+"""uvicorn's HTTP protocol with bounds on what a client may have open, send, leave unread, and keep waiting for; of which it has none."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .door import Door
+from .limits import Phase, Sighting, judge
+
+_LONGEST_HEAD = 64 << 10
+"""Bytes of a request line and headers that a client may send."""
+
+MOST_CHUNKS = 65536
+"""Chunks that a body may come in (spec 6.4)."""
+
+MOST_WAITING = 1000
+"""Requests that a client may have sent before it gets the answer to the first."""
+
+_TIMED_OUT = b"The request was not complete in time."
+_TIMEOUT = (
+    b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+    % len(_TIMED_OUT)
+    + _TIMED_OUT
+)
+
+_IDLE, _HEAD, _BODY = Phase.IDLE, Phase.HEAD, Phase.BODY
+
+
+class _TooMany(Exception):
+    """Ends the parsing of what a client sends."""
+
+
+class _Flow(FlowControl):
+    """Reads nothing while answers wait for their client, or requests for those before them, and nothing any more once ``ended``."""
+
+    def __init__(self, protocol: BoundedProtocol) -> None:
+        super().__init__(protocol.transport)
+        self._protocol = protocol
+        self.ended = False
+
+    def resume_reading(self) -> None:
+        if self.read_paused and not (self.write_paused or self.ended or self._protocol.pipeline or self._transport.is_closing()):
+            super().resume_reading()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._protocol.sighting = None  # the client takes what it is sent
+        self.resume_reading()
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """The protocol class for uvicorn's ``http`` setting, but for its argument ``door``. What is too much is answered with status 400, what
+    does not come with 408, and a client that does not read its answer is cut off."""
+
+    def __init__(self, *args: Any, door: Door, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._door = door
+        self.reading = _HEAD
+        self._received = 0
+        self._chunks = 0
+        self.sighting: Optional[Sighting] = None
+
+    def connection_made(self, transport: Any) -> None:
+        admitted = self._door.admits(len(self.connections))
+        super().connection_made(transport)
+        if admitted:
+            self.flow = _Flow(self)
+        else:
+            self.connections.discard(self)
+            self._door.refuse(transport, self.loop.time())
+
+    def connection_lost(self, exc: Optional[Exception]) -> None:
+        super().connection_lost(exc)
+        del self.flow  # it holds the connection, which would then be there until the garbage collector comes by
+
+    def data_received(self, data: bytes) -> None:
+        reading = self.reading
+        super().data_received(data)
+        # Only data that is nothing but a part of a head, or of a body, counts: what begins one may be mostly what is before it.
+        if reading is not _IDLE and self.reading is reading:
+            self._received += len(data)
+            if reading is _HEAD and self._received > _LONGEST_HEAD:
+                self.send_400_response(f"The request line and headers exceed {_LONGEST_HEAD} bytes.")
+
+    def head_begins(self) -> None:
+        self.reading = _HEAD
+        self._received = 0
+        self.sighting = None
+
+    def head_ends(self) -> None:
+        self.reading = _BODY
+        self._chunks = 0
+        if len(self.pipeline) >= MOST_WAITING:
+            raise _TooMany
+
+    def on_chunk_header(self) -> None:
+        # The last one, which is empty, ends the body.
+        self._chunks += 1
+        if self._chunks > MOST_CHUNKS + 1:
+            raise _TooMany
+
+    def send_400_response(self, msg: str) -> None:
+        before = self._before()
+        if before is not None:
+            # Those that came before it get their answers, and the connection ends with the last of them.
+            before.keep_alive = False
+            self.flow.ended = True  # type: ignore[attr-defined]
+            self.flow.pause_reading()
+            return
+        super().send_400_response(f"The body comes in more than {MOST_CHUNKS} chunks." if self._chunks > MOST_CHUNKS + 1 else msg)
+
+    def on_message_begin(self) -> None:
+        self.head_begins()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self.head_ends()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self.reading = _IDLE
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """uvicorn's, but for the timer of an idle connection; and nothing more is read before all that has been read is being answered."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+        self.flow.resume_reading()
+
+    def look(self, now: float) -> None:
+        """See ``door.Watched``."""
+        if self not in self.connections:
+            return  # lost since the list of them was made
+        to_go = self.transport.get_write_buffer_size()
+        phase = self._phase(to_go)
+        self.sighting, expired = judge(self._door.limits, self.sighting, now, phase, to_go if phase is Phase.WRITING else self._received)
+        if not expired:
+            return
+        if phase is Phase.WRITING or self.transport.is_closing():
+            self.transport.abort()
+            return
+        if (phase is _HEAD and self.headers is not None) or (phase is _BODY and not self._responding()):
+            self.transport.write(_TIMEOUT)
+        self.transport.close()
+
+    def _phase(self, to_go: int) -> Phase:
+        if to_go:
+            return Phase.WRITING
+        if self.pipeline or self.flow.read_paused:
+            return Phase.ANSWERING
+        if self.reading is _BODY:
+            return _BODY
+        if self.cycle is not None and not self.cycle.response_complete:
+            return Phase.ANSWERING
+        return self.reading
+
+    def _responding(self) -> bool:
+        """Whether an answer to the request that is being read has begun."""
+        return self.cycle is not None and (self.cycle.response_complete or getattr(self.cycle, "response_started", False))
+
+    def _before(self) -> Optional[Any]:
+        """The last request that has come completely, if it was not answered yet."""
+        if self.pipeline:
+            return self.pipeline[0][0]
+        cycle = self.cycle
+        return cycle if cycle is not None and not cycle.response_complete and self.reading is not _BODY else None

@@ -1,0 +1,1 @@
+"""The sandbox of stubs: limits for each instance of a model, and another user."""

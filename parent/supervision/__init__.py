@@ -1,0 +1,1 @@
+"""Supervision: instances that die, hang or grow old are replaced."""

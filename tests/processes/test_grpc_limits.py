@@ -1,0 +1,126 @@
+"""What clients of gRPC may take: connections, and calls that are open at a time."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Iterator, List
+
+import grpc
+import pytest
+from grpc_client import SECONDS, Client, add, failure, pb
+from model_repository import copy_model
+from server_process import ServerProcess, serving, until
+
+TOO_MANY = "UNAVAILABLE: too many calls: try again later"
+
+
+@pytest.fixture(scope="module")
+def few(grpc_core: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    root = tmp_path_factory.mktemp("few")
+    copy_model(root / "models", "add_sub")
+    limits = ["--grpc-max-connections", "3", "--grpc-max-calls", "5", "--grpc-max-connection-idle", "1500"]
+    with serving(root, root / "models", "--grpc-port", "0", *limits) as server:
+        yield server
+
+
+def ready(client: Client) -> bool:
+    return bool(client.infer(add()).outputs)
+
+
+def test_more_connections_than_may_be(few: ServerProcess) -> None:
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Client(few.grpc_address)) for _ in range(3)]
+        assert all(map(ready, clients))
+        with Client(few.grpc_address) as one_more:
+            assert failure(one_more.infer, add()).startswith("UNAVAILABLE: ")
+        assert all(map(ready, clients))
+        clients[0].channel.close()
+
+        def admitted() -> bool:
+            with Client(few.grpc_address) as client:
+                try:
+                    return ready(client)
+                except grpc.RpcError:
+                    return False
+
+        until(admitted, what="room for another connection")
+
+
+def test_more_calls_than_may_be(few: ServerProcess) -> None:
+    with Client(few.grpc_address) as client, ExitStack() as stack:
+        streams: List[Any] = []
+        for _ in range(5):
+            end = threading.Event()
+            stack.callback(end.set)
+
+            def requests(end: threading.Event = end) -> Iterator[Any]:
+                yield add()
+                end.wait(SECONDS)
+
+            stream = client.stub.ModelStreamInfer(requests(), timeout=SECONDS)
+            streams.append((stream, end))
+            assert next(stream).infer_response.outputs
+        assert failure(client.infer, add()) == TOO_MANY
+        assert failure(client.stream, [add()]) == TOO_MANY
+        assert client.stub.ServerLive(pb.ServerLiveRequest(), timeout=SECONDS).live
+        stream, end = streams[0]
+        end.set()
+        assert list(stream) == []
+
+        def served() -> bool:
+            try:
+                return ready(client)
+            except grpc.RpcError:
+                return False
+
+        until(served, what="room for another call")
+        for stream, end in streams[1:]:
+            end.set()
+            assert list(stream) == []
+
+
+def test_an_idle_connection(few: ServerProcess) -> None:
+    """It is closed, and made again when it is needed."""
+    changes: List[grpc.ChannelConnectivity] = []
+    with Client(few.grpc_address) as client:
+        assert ready(client)
+        client.channel.subscribe(changes.append)
+        until(lambda: grpc.ChannelConnectivity.IDLE in changes, what="the end of the connection")
+        client.channel.unsubscribe(changes.append)
+        assert ready(client)
+
+
+def test_any_number(grpc_core: None, tmp_path: Path) -> None:
+    copy_model(tmp_path / "models", "add_sub")
+    limits = ["--grpc-max-connections", "0", "--grpc-max-calls", "0", "--grpc-max-connection-idle", "0"]
+    with serving(tmp_path, tmp_path / "models", "--grpc-port", "0", *limits) as server, Client(server.grpc_address) as client:
+        assert ready(client)
+        assert client.stub.ServerLive(pb.ServerLiveRequest(), timeout=SECONDS).live
+
+
+def test_clients_that_send_no_message(grpc_core: None, tmp_path: Path) -> None:
+    """More of them than the server has threads: others are answered all the same."""
+    copy_model(tmp_path / "models", "add_sub")
+    with serving(tmp_path, tmp_path / "models", "--grpc-port", "0") as server, ExitStack() as stack:
+        silent, client = stack.enter_context(Client(server.grpc_address)), stack.enter_context(Client(server.grpc_address))
+        end = threading.Event()
+        stack.callback(end.set)
+        methods = [
+            "/inference.GRPCInferenceService/ServerLive",
+            "/grpc.health.v1.Health/Check",
+            "/inference.GRPCInferenceService/ModelInfer",
+        ]
+        reflection = silent.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+        streams = [reflection(iter(lambda: end.wait(SECONDS) and None, None), timeout=SECONDS) for _ in range(80)]
+        asks = [silent.channel.stream_unary(method, request_serializer=bytes, response_deserializer=bytes) for method in methods]
+        calls = [ask.future(iter(lambda: end.wait(SECONDS) and None, None), timeout=SECONDS) for ask in asks for _ in range(40)]
+        for _ in range(5):
+            assert ready(client) and client.stub.ServerLive(pb.ServerLiveRequest(), timeout=SECONDS).live
+        assert not any(call.done() for call in calls)
+        end.set()
+        for call in calls:
+            assert call.code() is grpc.StatusCode.UNIMPLEMENTED
+            assert call.details() == "the call requires exactly one request message."
+        assert [list(one) for one in streams] == [[]] * 80
