@@ -39,11 +39,10 @@ async def stacks_of(process: StubProcess, seconds: float) -> str:
         process.signal(STACKS_SIGNAL)
         text = ""
         while loop.time() < deadline and not process.ended.done():
-            # What it has written when it is through with the signal is all of it.
-            is_through = blocking(pid, STACKS_SIGNAL) <= never
             text += process.take_stacks()
-            if text and is_through:
-                return text.strip("\n")
+            # What has begun to write and is through with the signal has written all of it.
+            if text and blocking(pid, STACKS_SIGNAL) <= never:
+                return (text + process.take_stacks()).strip("\n")
             await asyncio.sleep(_LOOK_SECONDS)
         return text.strip("\n") or f"(no stacks: it did not write any within {seconds:g} s)"
     finally:

@@ -302,7 +302,7 @@ def test_it_changes_what_is_everybodys(tmp_path: Path, code: str) -> None:
 
 
 def test_it_leaves_children_behind(tmp_path: Path) -> None:
-    """They hold copies of its descriptors; neither its end nor the server's waits for them."""
+    """They hold copies of its descriptors; neither its end nor the server's waits for them, and they end with it."""
     scripted(tmp_path, "plain")
     with Server(tmp_path) as server:
         plain = Scripted(server, "plain")
@@ -315,8 +315,6 @@ def test_it_leaves_children_behind(tmp_path: Path) -> None:
             assert "exit code 5" in texts(stream)[0]
         started = time.monotonic()
     assert time.monotonic() - started < 10
-    for child in children:
-        os.kill(child, signal.SIGKILL)
     until(lambda: not any(map(alive, children)))
 
 
