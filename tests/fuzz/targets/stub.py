@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Dict, Iterator, List
 from unittest.mock import patch
 
+from leaks import eventually
 from stub_end import OWN, Stub
 from stublet.parent import bls
 from stublet.parent.bls import Router, make_request
@@ -100,7 +101,7 @@ def control_socket() -> Iterator[Check]:
                 pass
             finally:
                 near.close()
-        assert _open_files() == before
+        assert eventually(lambda: _open_files() <= before)
 
     yield check
 
@@ -219,7 +220,8 @@ def control_messages() -> Iterator[Check]:
             assert not complaints, complaints
             server.assert_nothing_held()
             gc.collect()  # an instance and its parts hold each other, and mappings have descriptors
-            assert _open_files() == before
+            # Other threads of this process, as those of grpc, have files of their own, which come and go.
+            assert eventually(lambda: _open_files() <= before), f"{_open_files()} descriptors, {before} before"
 
         loop.run_until_complete(begin())
         gc.collect()
