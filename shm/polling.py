@@ -12,6 +12,8 @@ from time import perf_counter_ns
 
 MICROSECOND = 1_000
 TAKEN_NS = 300 * MICROSECOND
+"""Whoever is away for so long after a yield shares the core with somebody who computes."""
+
 _LEAST_REST, _LONGEST_REST = 16, 1024
 
 
