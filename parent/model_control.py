@@ -105,7 +105,7 @@ class ModelControl:
         """
         options = self._core.options
         if options.model_control_mode == "poll":
-            await self._poller.look()
+            await self._poller.look(settled=True)
             await asyncio.gather(*self._tasks, return_exceptions=True)
             self._begin(self._poller.run(options.repository_poll_secs))
             return

@@ -1,7 +1,8 @@
 """``--model-control-mode=poll``: what is in the repositories is what is served (spec 5.6).
 
-Each look compares the repositories with what was there at the last one. A model that is new or has changed is loaded, one that is gone is
-unloaded. What did not load is tried again when it has changed, not at each look.
+Each look compares the repositories with what is served. A model that is new or has changed is loaded, one that is gone is unloaded. What is
+still being written, as by ``cp`` or an editor, is not loaded by halves: a change counts when the next look, which then comes soon, sees the
+same. What did not load is tried again when it has changed, not at each look.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from .repository import RepositoryError, Scan
 logger = logging.getLogger(__name__)
 
 Identities = Mapping[str, Hashable]
+
+SETTLING_SECONDS = 1.0
+"""At most, from a look that has seen a change to the one that confirms it."""
 
 
 class Owner(Protocol):
@@ -50,6 +54,11 @@ def compare(before: Identities, now: Identities, faults_before: Mapping[str, str
     )
 
 
+def unconfirmed(changed: Sequence[str], now: Identities, unsettled: Identities) -> Dict[str, Hashable]:
+    """Of the models that have changed, those that the look before did not see as they are now. ``unsettled`` is what it found unconfirmed."""
+    return {name: now[name] for name in changed if name not in unsettled or unsettled[name] != now[name]}
+
+
 class Poller:
     """``look`` once, or ``run`` for ever."""
 
@@ -60,12 +69,13 @@ class Poller:
         self._owner = owner
         self._identities: Dict[str, Hashable] = {}
         self._faults: Dict[str, str] = {}
+        self._unsettled: Dict[str, Hashable] = {}
         self._complaint = ""
 
     async def run(self, seconds: float) -> None:
         """Looks every so many seconds. Repositories that cannot be read, as when a file system is away, change nothing."""
         while True:
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(min(seconds, SETTLING_SECONDS) if self._unsettled else seconds)
             try:
                 await self.look()
                 complaint = ""
@@ -75,8 +85,11 @@ class Poller:
                 logger.error("the model repositories cannot be polled: %s", complaint)
             self._complaint = complaint
 
-    async def look(self) -> None:
+    async def look(self, settled: bool = False) -> None:
         """Compares, and tells the owner.
+
+        Args:
+            settled: nobody is writing; each change counts at once.
 
         Raises:
             RepositoryError: a repository cannot be read.
@@ -85,13 +98,19 @@ class Poller:
         changes = compare(self._identities, identities, self._faults, found.faults)
         # A model that cannot be had now, and is the same when it can again, has not changed.
         kept = {name: self._identities[name] for name in found.faults if name in self._identities and name not in self._faults}
-        self._identities, self._faults = {**kept, **identities}, found.faults
+        unsettled = {} if settled else unconfirmed(changes.changed, identities, self._unsettled)
+        for name in unsettled.keys() - self._unsettled.keys():
+            logger.info("model '%s' has changed, or is being written; it is loaded when two looks in a row find it the same", name)
+        before = {name: self._identities[name] for name in unsettled if name in self._identities}
+        loadable = {name: identity for name, identity in identities.items() if name not in unsettled}
+        self._identities, self._faults, self._unsettled = {**kept, **before, **loadable}, found.faults, unsettled
         for name in changes.gone:
             self._owner.gone(name)
         for name in changes.failed:
             self._owner.failed(name, found.faults[name])
         for name in changes.changed:
-            self._owner.changed(Source(found.models[name], config_name=self._config_name))
+            if name not in unsettled:
+                self._owner.changed(Source(found.models[name], config_name=self._config_name))
 
     def _read(self) -> Tuple[Scan, Dict[str, Hashable]]:
         found = repository.scan(self._roots)

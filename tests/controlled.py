@@ -101,17 +101,23 @@ class Controlled:
         return [instance.pid for model in self.core.models[name].values() for instance in model.instances if instance.pid is not None]
 
     def write(self, name: str, value: float, initialize: str = "pass", version: int = 1, extra: str = "") -> None:
-        """Writes a version of a model, in the place of what was there; ``extra`` is for its configuration."""
+        """Writes a version of a model, in the place of what was there; ``extra`` is for its configuration. A server that follows the repository
+        finds each file as it was or as it is now."""
         directory = self.root / name / str(version)
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "model.py").write_text(constant(value, initialize))
-        (self.root / name / "config.pbtxt").write_text(f'backend: "python" {ECHO_CONFIG} version_policy {{ all {{ }} }} {extra}')
+        self._replace(self.root / name / "config.pbtxt", f'backend: "python" {ECHO_CONFIG} version_policy {{ all {{ }} }} {extra}')
+        self._replace(directory / "model.py", constant(value, initialize))
 
     def regroup(self, name: str, count: int, kind: str = "KIND_CPU") -> None:
         """Writes another number of instances into a model's configuration, and changes nothing else."""
         path = self.root / name / "config.pbtxt"
         text = path.read_text().split(" instance_group")[0]
-        path.write_text(f"{text} instance_group {{ count: {count} kind: {kind} }}")
+        self._replace(path, f"{text} instance_group {{ count: {count} kind: {kind} }}")
+
+    def _replace(self, path: Path, text: str) -> None:
+        written = self.root / "being-written"
+        written.write_text(text)
+        written.replace(path)
 
 
 @contextmanager

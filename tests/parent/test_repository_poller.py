@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, Iterator, List, Tuple
+from typing import Any, Coroutine, Dict, Iterator, List, Tuple
 
 import pytest
 from controlled import Controlled, controlled
 from model_repository import write_model
 from server_process import alive, until
 from stublet.parent import NotFound, Server, Unavailable
+from stublet.parent.model_source import Source
 from stublet.parent.options import ServerOptions
-from stublet.parent.repository_poller import compare
+from stublet.parent.repository_poller import Poller, compare
 
 SECONDS = 0.05
 
@@ -57,6 +59,61 @@ def test_what_is_to_be_done(
     before: Dict[str, int], now: Dict[str, int], faults_before: Dict[str, str], faults: Dict[str, str], expected: Tuple[List[str], ...]
 ) -> None:
     assert tuple(compare(before, now, faults_before, faults)) == expected
+
+
+class Told:
+    """An owner that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.news: List[str] = []
+
+    def changed(self, source: Source) -> None:
+        self.news.append(f"changed {source.files.name} {source.files.versions}")
+
+    def gone(self, name: str) -> None:
+        self.news.append(f"gone {name}")
+
+    def failed(self, name: str, reason: str) -> None:
+        self.news.append(f"failed {name}")
+
+    def of(self, look: Coroutine[Any, Any, None]) -> List[str]:
+        """What it is told at a look."""
+        self.news.clear()
+        asyncio.run(look)
+        return list(self.news)
+
+
+def test_what_is_still_being_written_is_not_loaded(tmp_path: Path) -> None:
+    told = Told()
+    poller = Poller([str(tmp_path)], "", "", told)
+    write_model(tmp_path, "a")
+    assert told.of(poller.look(settled=True)) == ["changed a [1]"]
+    directory = write_model(tmp_path, "b")
+    assert told.of(poller.look()) == []
+    (directory / "config.pbtxt").write_text("")
+    assert told.of(poller.look()) == []
+    (directory / "2").mkdir()
+    (directory / "2" / "model.py").write_text("")
+    assert told.of(poller.look()) == []
+    assert told.of(poller.look()) == ["changed b [1, 2]"]
+    assert told.of(poller.look()) == []
+    (directory / "config.pbtxt").write_text("#")
+    assert told.of(poller.look()) == []
+    (directory / "config.pbtxt").write_text("##")
+    shutil.rmtree(tmp_path / "a")
+    assert told.of(poller.look()) == ["gone a"]
+    shutil.rmtree(directory)
+    assert told.of(poller.look()) == ["gone b"]
+
+
+def test_what_was_never_whole_is_nothing_that_goes(tmp_path: Path) -> None:
+    told = Told()
+    poller = Poller([str(tmp_path)], "", "", told)
+    assert told.of(poller.look(settled=True)) == []
+    directory = write_model(tmp_path, "a")
+    assert told.of(poller.look()) == []
+    shutil.rmtree(directory)
+    assert told.of(poller.look()) == []
 
 
 def test_models_come_change_and_go(models: Controlled) -> None:
@@ -106,9 +163,7 @@ def test_a_failing_reload_keeps_what_serves_and_is_tried_once(models: Controlled
     models.write("m", 1)
     until(lambda: served(models, "m", 1))
     pids = models.pids("m")
-    broken = models.root / "broken.py"
-    broken.write_text("x = 1 / 0")
-    broken.replace(models.root / "m" / "1" / "model.py")  # at once, so that no look finds it half written
+    (models.root / "m" / "1" / "model.py").write_text("x = 1 / 0")
     until(lambda: "ZeroDivisionError" in caplog.text)
     for name in ("n", "o"):  # each is seen by a look of its own
         models.write(name, 1)
