@@ -97,13 +97,12 @@ def parse(text: str, path: str) -> Any:
     config = messages.ModelConfig()
     try:
         text_format.Parse(text, config)
+        check_enums(config)
     except text_format.ParseError as error:
         where = ":".join(str(part) for part in (path, error.GetLine(), error.GetColumn()) if part is not None)
         what = re.sub(r"^\d+:\d+ : ", "", str(error))
         raise ConfigError(f"{where}: {what}") from error
-    try:
-        check_enums(config)
-    except ValueError as error:
+    except ValueError as error:  # protobuf's, too, of a number that is too large for any enumeration
         raise ConfigError(f"{path}: {error}") from error
     return config
 

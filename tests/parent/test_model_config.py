@@ -244,6 +244,7 @@ def test_any_json_is_a_configuration_or_a_config_error(document: Any) -> None:
     "text, complaint",
     [
         ('input { name: "A" data_type: 99 dims: [1] }', "99 of 'data_type' is no value of DataType"),
+        ('input { name: "A" data_type: 99999999999 dims: [1] }', "Value out of range: 99999999999"),
         ("instance_group { kind: -1 }", "-1 of 'kind' is no value of Kind"),
         ("instance_group { count: 2147483647 }", "model m must have at most 4096 instances"),
         (
