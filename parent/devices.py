@@ -104,7 +104,7 @@ class DeviceMemory:
         model = instance.model
         there = any(number in other.channel.loans.outputs for one in self._core.alive for other in one.instances if other.state.alive)
         if there and model.takes_device_inputs:  # otherwise its exporter has ended, which says nothing of the next one
-            model.takes_device_inputs = False
+            model.opens_device_memory = False
             text = "instance '%s' cannot open device memory of another: %s; its model gets its inputs in host memory from now on"
             logger.warning(text, instance.name, why, extra=about(instance.facts))
 

@@ -65,8 +65,10 @@ class Servable(ABC):
         self.statistics = ModelStatistics(self.decoupled, self.max_batch_size > 0, *server.options.metrics.latencies(config))
         self.cached: Optional[CachedResponses] = None
         """Its part of the response cache, if it has one."""
-        self.takes_device_inputs = False
-        """Whether inputs that are on a GPU may stay there."""
+        self.wants_device_inputs = False
+        """Whether inputs that are on a GPU may stay there, as its configuration has it."""
+        self.opens_device_memory = True
+        """Whether its instances can open what others export, as far as is known."""
         self.answers_on_device = False
         """Whether nobody here reads its outputs."""
         self.memo: Dict[Any, Any] = {}
@@ -91,6 +93,11 @@ class Servable(ABC):
     @abstractmethod
     def takes_requests(self) -> bool:
         """Whether a request would be served, now or in a moment: also while an instance is being replaced that has died."""
+
+    @property
+    def takes_device_inputs(self) -> bool:
+        """Whether inputs that are on a GPU may stay there now."""
+        return self.wants_device_inputs and self.opens_device_memory
 
     @property
     def stopping(self) -> bool:

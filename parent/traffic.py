@@ -52,7 +52,7 @@ class Traffic(Servable):
         self.cached = cached_responses(self)
         # What is kept here, for the cache or a sequence, is kept in host memory.
         self.answers_on_device = self.cached is None and not is_sequenced(config)
-        self.takes_device_inputs = self.answers_on_device and not model_config.takes_host_inputs_only(config)
+        self.wants_device_inputs = self.answers_on_device and not model_config.takes_host_inputs_only(config)
         self._scheduler: Scheduler
         self._sequences = Sequences(self, server.options.max_queue_size) if is_sequenced(config) else None
         if self._sequences is None:

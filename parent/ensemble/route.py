@@ -68,10 +68,9 @@ class Step:
 
 
 class Route:
-    """``course``: what has to run. ``steps``: all, in their order. ``on_device``: for each step, whether all who need its outputs take device
-    memory; the answer does not."""
+    """``course``: what has to run. ``steps``: all, in their order."""
 
-    __slots__ = ("_answers", "_ensemble", "batched", "course", "on_device", "steps", "wanted")
+    __slots__ = ("_answers", "_device_takers", "_ensemble", "batched", "course", "steps", "wanted")
 
     def __init__(self, ensemble: Servable, binding: Binding, wanted: Wanted) -> None:
         config = ensemble.config
@@ -91,12 +90,14 @@ class Route:
             for bound, step in zip(binding.bounds, section.step)
         ]
         models = binding.models
-        self.on_device = [
-            model.answers_on_device and all(taker < len(models) and models[taker].takes_device_inputs for taker in takers)
-            for model, takers in zip(models, self.course.takers[1:])
-        ]
+        self._device_takers = [_device_takers(model, takers, models) for model, takers in zip(models, self.course.takers[1:])]
         self._ensemble = ensemble
         self._answers: Dict[Hashable, AnswerPlan] = {}
+
+    def keeps_on_device(self, step: int) -> bool:
+        """Whether all who need the outputs of a step take device memory now: a model that found that it cannot open any takes none."""
+        takers = self._device_takers[step]
+        return bool(takers) and False not in [taker.takes_device_inputs for taker in takers]
 
     def plan_answer(self, sources: Sequence[Source], writes: Tuple[int, ...]) -> AnswerPlan:
         """How the answer is made from these sources.
@@ -113,6 +114,14 @@ class Route:
             plan = plan_answer(self._ensemble, sources, self.wanted, self.batched, writes)
             _remember(self._answers, key, plan)
         return plan
+
+
+def _device_takers(model: Servable, takers: Sequence[int], models: Sequence[Servable]) -> Tuple[Servable, ...]:
+    """The models that need a model's outputs, where these may be on a GPU: not where one of them is part of the answer."""
+    if not model.answers_on_device or len(models) in takers:
+        return ()
+    found = tuple([models[taker] for taker in takers])
+    return found if all(taker.wants_device_inputs for taker in found) else ()
 
 
 class Binding:

@@ -17,7 +17,7 @@ import pytest
 from scripted import Scripted, quiet, scripted
 from server_process import until
 from standin_models import gpu, told
-from stublet.parent import Server, devices, instance_report
+from stublet.parent import Server, ServerError, devices, instance_report
 from stublet.parent.options import BackendOptions, ServerOptions
 
 TESTS = Path(__file__).parents[1]
@@ -33,15 +33,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     gpu(root, "forced", takes=False)
     scripted(root, "plain", FORCE_CPU_ONLY_INPUT_TENSORS="no")
     scripted(root, "bare")
-    for name, parts in ENSEMBLES.items():
-        (root / name / "1").mkdir(parents=True)
-        (root / name / "config.pbtxt").write_text(ENSEMBLE % parts)
+    for name in ENSEMBLES:
+        ensemble(root, name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "CHECK", (sys.executable, str(TESTS / "standin_check.py")))
         with Server(root, options=options()) as server:
             # The check, and the threads of all that follows.
             say(server, "makes", "result = said(call('takes', 'result = 1', on_gpu([1.0])).exec())")
             yield server
+
+
+def ensemble(root: Path, name: str) -> None:
+    (root / name / "1").mkdir(parents=True)
+    (root / name / "config.pbtxt").write_text(ENSEMBLE % ENSEMBLES[name])
 
 
 def options() -> ServerOptions:
@@ -317,13 +321,14 @@ result = [tensor.is_cpu() for tensor in request.exec().output_tensors()]"""
 
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
-    """Servers of a test's own, with the models "makes" and "takes"."""
+    """Servers of a test's own, with the models "makes" and "takes", and the ensemble "on_gpu" of both."""
     started = []
 
     def start(check: Path = TESTS / "standin_check.py", **more: str) -> Server:
         monkeypatch.setattr(devices, "CHECK", (sys.executable, str(check)))
         for name in ("makes", "takes"):
             gpu(tmp_path, name)
+        ensemble(tmp_path, "on_gpu")
         server = Server(tmp_path, options=options())
         started.append(server)
         return server.__enter__()
@@ -404,6 +409,22 @@ def test_who_cannot_open_it_gets_host_memory_from_then_on(fresh: Callable[..., S
         assert "cannot be opened in this process: cuIpcOpenMemHandle_v2: CUDA_ERROR_NOT_SUPPORTED (801)" in answer
         until(lambda: "its model gets its inputs in host memory from now on" in caplog.text)
     assert say(server, "makes", "result = said(call('takes', 'result = data.is_cpu()', on_gpu([1])).exec())") == "True"
+
+
+def test_a_step_that_cannot_open_it_gets_host_memory_from_then_on(fresh: Callable[..., Server], caplog: pytest.LogCaptureFixture) -> None:
+    server = fresh()
+    make = told("returned = [pb_utils.InferenceResponse([on_gpu([1, 2])])]")
+
+    def through(take: str = "result = data.cpu().as_numpy().tolist()") -> str:
+        found = server.infer("on_gpu", {"MAKE": np.array([make], object), "TAKE": np.array([take], object)}, timeout=30)
+        return str(found["SAID"][0].decode())
+
+    assert through("result = data.is_cpu()") == "False"
+    say(server, "takes", "library.fails['cuIpcOpenMemHandle_v2'] = 801")
+    with caplog.at_level(logging.WARNING), pytest.raises(ServerError, match="CUDA_ERROR_NOT_SUPPORTED"):
+        through()
+    until(lambda: "its model gets its inputs in host memory from now on" in caplog.text)
+    assert through() == "[1.0, 2.0]" and through("result = data.is_cpu()") == "True"
 
 
 def test_a_context_that_is_lost_ends_the_process(fresh: Callable[..., Server]) -> None:
