@@ -32,6 +32,9 @@ CHECK = (sys.executable, str(Path(check.__file__).resolve()))
 _CHECK_SECONDS = 30.0
 """A context takes less than a second; a driver that hangs is no reason to hang with it."""
 
+_DYING_SECONDS = 10.0
+"""A process that is killed has lost its memory on GPUs before the server can know that it has ended."""
+
 _MOST_SEGMENTS = 1024
 _MOST_GPUS = 64
 """An instance that names more makes them up."""
@@ -102,11 +105,22 @@ class DeviceMemory:
         if type(number) is not int or type(why) is not str:
             raise ValueError(f"device memory {number!r} is refused")
         model = instance.model
-        there = any(number in other.channel.loans.outputs for one in self._core.alive for other in one.instances if other.state.alive)
-        if there and model.takes_device_inputs:  # otherwise its exporter has ended, which says nothing of the next one
-            model.opens_device_memory = False
-            text = "instance '%s' cannot open device memory of another: %s; its model gets its inputs in host memory from now on"
-            logger.warning(text, instance.name, why, extra=about(instance.facts))
+        alive = [other for one in self._core.alive for other in one.instances if other.state.alive]
+        exporter = next((other for other in alive if number in other.channel.loans.outputs), None)
+        if exporter is None or not model.takes_device_inputs:
+            return  # one that has ended says nothing of the next
+        model.opens_device_memory = False
+        text = "instance '%s' cannot open device memory of another: %s; its model gets its inputs in host memory from now on"
+        logger.warning(text, instance.name, why, extra=about(instance.facts))
+        until = asyncio.get_running_loop().time() + _DYING_SECONDS
+        exporter.ended.add_done_callback(lambda _: self._reconsider(instance, until))
+
+    def _reconsider(self, instance: Instance, until: float) -> None:
+        """The exporter of what an instance could not open has ended: if it was dying then, that was the reason."""
+        if asyncio.get_running_loop().time() < until:
+            instance.model.opens_device_memory = True
+            text = "the memory that instance '%s' could not open was of a process that has ended: its model gets device memory again"
+            logger.info(text, instance.name, extra=about(instance.facts))
 
     async def _verdict(self, instance: Instance, segment: DeviceSegment, pattern: bytes) -> str:
         """Whether memory of that GPU can be shared, from the first segment that was exported there."""

@@ -427,6 +427,20 @@ def test_a_step_that_cannot_open_it_gets_host_memory_from_then_on(fresh: Callabl
     assert through() == "[1.0, 2.0]" and through("result = data.is_cpu()") == "True"
 
 
+def test_memory_that_goes_before_the_process_that_exports_it(fresh: Callable[..., Server], caplog: pytest.LogCaptureFixture) -> None:
+    """As when that is killed: the driver takes its memory away before the server can know that it has ended."""
+    server = fresh()
+    assert say(server, "makes", "result = said(call('takes', 'model.kept = data', on_gpu([7, 8])).exec())") == ""
+    (pid,) = Scripted(server, "makes").pids
+    with caplog.at_level(logging.WARNING):
+        say(server, "makes", "for allocation in library.allocations.values(): os.close(allocation.fd); allocation.fd = -1")
+        assert "CUDA_ERROR_INVALID_HANDLE" in say(server, "takes", "result = raised(model.kept.cpu); model.kept = None")
+        until(lambda: "its model gets its inputs in host memory from now on" in caplog.text)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: Scripted(server, "makes").pids not in ([], [pid]))
+    assert say(server, "makes", f"result = said(call('takes', {DESCRIBE!r}, on_gpu([1])).exec())") == "(False, [1.0])"
+
+
 def test_a_context_that_is_lost_ends_the_process(fresh: Callable[..., Server]) -> None:
     server = fresh()
     code = "tensor = on_gpu([1, 2])\nlibrary.fails['cuMemcpyDtoDAsync_v2'] = 700\nresult = said(call('takes', 'result = 1', tensor).exec())"
