@@ -132,10 +132,15 @@ class DeviceMemory:
         loop = asyncio.get_running_loop()
         known = self._verdicts[uuid] = loop.create_future()
         verdict = await loop.run_in_executor(None, _checked, segment, pattern)
-        if instance.ended.done():
-            # What it exported has gone with it, which says nothing: the next one finds out.
+        untried, _, reason = verdict.partition(" ")
+        if instance.ended.done() or untried == "full":
+            # What it exported has gone with it, or there was no room for a look, which says nothing: the next one finds out.
             del self._verdicts[uuid]
             known.set_result("")
+            if untried == "full":
+                text = "tensors on %s go through host memory for now: whether CUDA IPC works here cannot be tried while the GPU is full: %s"
+                logger.warning(text, spelled(uuid), reason)
+                return reason
         else:
             if verdict == "ok":
                 logger.info("tensors on %s are passed between processes by CUDA IPC", spelled(uuid))

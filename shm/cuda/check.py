@@ -1,7 +1,8 @@
 """Finds out whether a process can open device memory that another exports: in some containers, under WSL2, and between parts of a GPU, it
 cannot. A program, run by path with any interpreter; it needs the module ``driver`` beside it and nothing else.
 
-Its input is a line: UUID, handle and the bytes that the memory begins with, in hexadecimal. Its output is "ok", or why not.
+Its input is a line: UUID, handle and the bytes that the memory begins with, in hexadecimal. Its output is "ok"; "full" and what failed, if the
+device had no room for a look; or why not.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def main(load: Any) -> None:
     try:
         print(check(load(), uuid, handle, expected))
     except Exception as error:
-        print(f"{type(error).__name__}: {error}")
+        is_full = getattr(error, "name", "") == "CUDA_ERROR_OUT_OF_MEMORY"  # a context takes half a gigabyte
+        print(f"{'full ' if is_full else ''}{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

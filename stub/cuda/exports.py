@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import secrets
 import threading
+from time import monotonic
 from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 from ...shm.cuda.arena import DeviceArena, segment_bytes
@@ -24,13 +25,17 @@ PATTERN_BYTES = 512
 
 BlockKey = Tuple[int, int]
 
+_AGAIN_SECONDS = 60.0
+"""When what cannot be exported is tried again: a GPU that was full may have room, and what is impossible is known soon."""
+
 
 class _Exported:
-    """The segments on one device. ``closed``: no more are to be had. ``warned``: the log knows that tensors found no room."""
+    """The segments on one device. ``closed_until``: before then no more are to be had. ``warned``: the log knows that tensors found no
+    room."""
 
     def __init__(self) -> None:
         self.arena = DeviceArena()
-        self.closed = False
+        self.closed_until = 0.0
         self.warned = False
 
 
@@ -105,7 +110,7 @@ class Exports:
     def _take(self, devices: Devices, device: Device, nbytes: int) -> Optional[BlockKey]:
         exported = self._by_device.setdefault(device.ordinal, _Exported())
         place = exported.arena.take(nbytes)
-        if place is None and not exported.closed:
+        if place is None and monotonic() >= exported.closed_until:
             self._reclaim()
             place = exported.arena.take(nbytes)
             if place is None and self._grow(devices, device, exported, nbytes):
@@ -140,11 +145,12 @@ class Exports:
                     raise
                 if base:
                     driver.free(base)
-                exported.closed = error.code != OUT_OF_MEMORY  # which may change
+                if error.code != OUT_OF_MEMORY:  # which may change at any time
+                    exported.closed_until = monotonic() + _AGAIN_SECONDS
                 return self._no_room(device, exported, str(error))
             except TritonModelException:
                 driver.free(base)
-                exported.closed = True  # the server says why, once for all
+                exported.closed_until = monotonic() + _AGAIN_SECONDS  # the server's log says why
                 return False
         self._segments[number] = OwnSegment(number, size, device.uuid, handle, base)
         self._by_segment[number] = exported

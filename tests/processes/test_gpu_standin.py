@@ -393,6 +393,38 @@ def test_where_memory_cannot_be_shared_it_goes_through_the_host(
     assert say(server, "makes", "result = len(library.allocations)") == "0", "what was to be exported is free again"
 
 
+def test_a_gpu_that_was_too_full_to_be_tried_is_tried_again(
+    fresh: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path_factory.mktemp("check")
+    check, full = directory / "check.py", directory / "full"
+    full.touch()
+    check.write_text(f"""
+import sys
+sys.path.insert(0, {str(TESTS)!r})
+from pathlib import Path
+from standin_cuda import StandinCuda
+from stublet.shm.cuda.check import main
+
+library = StandinCuda()
+if Path({str(full)!r}).exists():
+    library.fails["cuDevicePrimaryCtxRetain"] = 2
+main(library.driver)
+""")
+    server = fresh(check)
+    ask = "result = said(call('takes', 'result = data.is_cpu()', on_gpu([1])).exec())"
+    with caplog.at_level(logging.WARNING):
+        assert say(server, "makes", ask) == "True"
+    (told,) = [record.getMessage() for record in caplog.records if "host memory" in record.getMessage()]
+    assert told.endswith(
+        "go through host memory for now: whether CUDA IPC works here cannot be tried while the GPU is full: "
+        "CudaError: cuDevicePrimaryCtxRetain: CUDA_ERROR_OUT_OF_MEMORY (2)"
+    )
+    full.unlink()
+    assert say(server, "makes", ask) == "True", "not at once"
+    assert say(server, "makes", f"host.caller._memory._exports._by_device[0].closed_until = 0.0\n{ask}") == "False"
+
+
 def test_a_check_that_sees_other_memory(fresh: Callable[..., Server], caplog: pytest.LogCaptureFixture) -> None:
     server = fresh()
     say(server, "makes", "library.cuMemcpyHtoDAsync_v2._function = lambda *arguments: 0")
