@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from .errors import BenchmarkError
+from .gpu_claims import judge
 from .report import Column, Result, Sample, save, show
 
 MODELS = Path(__file__).with_name("gpu_models")
@@ -35,15 +36,17 @@ SIZES = {
 _WARM_UP = 3
 _MOST_CALLS, _LEAST_CALLS = 200, 5
 _BYTES_AT_ONCE = 4 << 30
-_EXPORTED = 4 << 30
-_TORCH_WITHIN = 120.0
+_EXPORTED = 16 << 30
+_TORCH_WITHIN = 300.0
+_RESULTS = Path("benchmarks/results")
 _COLUMNS = (Column("p50_us", "p50 us", ".1f"), Column("p99_us", "p99 us", ".1f"), Column("gb_per_s", "GB/s", ".1f"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, help="how often each side gets its turn (5)")
     parser.add_argument("--quick", action="store_true", help="1 round, up to 16 MiB: does it work?")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/gpu.json"))
+    parser.add_argument("--commit", help="what is measured, where git cannot say")
+    parser.add_argument("--output", type=Path, help=f"{_RESULTS}/gpu.json; with --quick, gpu-quick.json beside it")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -54,6 +57,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     if not supported_gpus():
         raise BenchmarkError("there is no GPU on this machine that stublet can use, and without one there is nothing to measure")
+    about = _gpu(arguments.commit)
+    missing = [key for key, value in about.items() if not value]
+    if missing and not arguments.quick:
+        raise BenchmarkError(f"it cannot be found out what is measured: neither nvidia-smi nor git says the {' and the '.join(missing)}")
     rounds = arguments.rounds or (1 if arguments.quick else 5)
     sizes = {name: size for name, size in SIZES.items() if not arguments.quick or size <= SIZES["16 MiB"]}
     options = ServerOptions(backend=BackendOptions(gpu_ipc_limit_byte_size=_EXPORTED))
@@ -63,15 +70,22 @@ def run(arguments: argparse.Namespace) -> None:
     staged = [Result(f"stage {name}", {side: found[side] for side in ("copy", "copies")}) for name, found in by_size.items()]
     show(f"A tensor from model to model by BLS, medians of {rounds} rounds", handed, _COLUMNS, spread="p50_us")
     show("The copy that it takes, next to what the device can do", staged, _COLUMNS, spread="p50_us")
-    beside = []
+    beside: list[Result] = []
     if find_spec("torch") is None:
         print("\ntorch is not installed: nothing is said of its queues", file=sys.stderr)
     else:
-        for name, size in sizes.items():
-            queues = [_summary(_torch(size), size) for _ in range(rounds)]
-            beside.append(Result(f"queues {name}", {"device": by_size[name]["device"], "torch": queues}))
+        queues = [_torch(list(sizes.values())) for _ in range(rounds)]
+        for number, (name, size) in enumerate(sizes.items()):
+            samples = [_summary(turns[number], size) for turns in queues]
+            beside.append(Result(f"queues {name}", {"device": by_size[name]["device"], "torch": samples}))
         show("Next to queues of torch.multiprocessing", beside, _COLUMNS, spread="p50_us")
-    save(arguments.output, {"rounds": rounds, **_gpu()}, [*handed, *staged, *beside])
+    results = [*handed, *staged, *beside]
+    claims = judge({result.case: result.medians() for result in results})
+    print()
+    for claim in claims:
+        print(f"{'holds' if claim.holds else 'DOES NOT HOLD'}: {claim.text}: {claim.figure:.2f}")
+    output = arguments.output or _RESULTS / ("gpu-quick.json" if arguments.quick else "gpu.json")
+    save(output, {"rounds": rounds, **about}, results, claims=[claim._asdict() for claim in claims])
 
 
 def measure(server: Any, nbytes: int, rounds: int) -> Mapping[str, list[Sample]]:
@@ -111,25 +125,25 @@ def _summary(took: Sequence[int], nbytes: int) -> Sample:
     return {"p50_us": float(p50), "p99_us": float(p99), "gb_per_s": nbytes / float(p50) / 1e3}
 
 
-def _torch(nbytes: int) -> Sequence[int]:
-    command = [sys.executable, "-m", f"{__package__}.torch_queues", str(nbytes), str(calls(nbytes))]
+def _torch(sizes: Sequence[int]) -> Sequence[Sequence[int]]:
+    turns = [f"{nbytes}:{calls(nbytes)}" for nbytes in sizes]
+    command = [sys.executable, "-m", f"{__package__}.torch_queues", *turns]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TORCH_WITHIN, check=True)
     except subprocess.TimeoutExpired as error:
-        raise BenchmarkError(f"queues of torch took more than {_TORCH_WITHIN:.0f} s for {nbytes} bytes") from error
+        raise BenchmarkError(f"queues of torch took more than {_TORCH_WITHIN:.0f} s") from error
     except subprocess.CalledProcessError as error:
         raise BenchmarkError(f"queues of torch failed: {error.stderr.strip()[-500:]}") from error
-    took: Sequence[int] = json.loads(done.stdout)
+    took: Sequence[Sequence[int]] = json.loads(done.stdout)
     return took
 
 
-def _gpu() -> dict[str, str]:
-    """The device, its driver, and what was measured."""
-    found = {
+def _gpu(commit: str | None) -> dict[str, str]:
+    """The device, its driver, and what was measured; empty where nothing says it."""
+    return {
         "gpu": _said("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
-        "commit": _said("git", "rev-parse", "HEAD"),
+        "commit": commit or _said("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"),
     }
-    return {key: value for key, value in found.items() if value}
 
 
 def _said(*command: str) -> str:

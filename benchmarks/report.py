@@ -83,8 +83,8 @@ def show(title: str, results: Sequence[Result], columns: Sequence[Column], sprea
     print_table(title, headings, rows)
 
 
-def save(path: Path, options: Mapping[str, Any], results: Sequence[Result]) -> None:
-    """Writes everything that was measured, with what is needed to judge it, as JSON."""
+def save(path: Path, options: Mapping[str, Any], results: Sequence[Result], **more: Any) -> None:
+    """Writes everything that was measured, with what is needed to judge it, as JSON; ``more`` beside it."""
     document = {
         "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": machine(),
@@ -97,6 +97,7 @@ def save(path: Path, options: Mapping[str, Any], results: Sequence[Result]) -> N
             }
             for result in results
         },
+        **more,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
