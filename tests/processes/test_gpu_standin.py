@@ -1,4 +1,5 @@
-"""Tensors on a GPU between models, over a stand-in for the driver: real processes, the real protocol, and memory that they share.
+"""Tensors on a GPU between models, over a stand-in for the driver: real processes, the real protocol, and memory that they share. What can be
+seen without looking into the stand-in is in ``gpu_flows``.
 
 What a real GPU adds, its timing, its driver's rules and libraries that compute on it, is not in these tests.
 """
@@ -14,6 +15,7 @@ from typing import Callable, Iterator
 
 import numpy as np
 import pytest
+from gpu_flows import ENSEMBLE, ENSEMBLES, LIMIT, SEGMENT
 from scripted import Scripted, quiet, scripted
 from server_process import until
 from standin_models import gpu, told
@@ -21,7 +23,6 @@ from stublet.parent import Server, ServerError, devices, instance_report
 from stublet.parent.options import BackendOptions, ServerOptions
 
 TESTS = Path(__file__).parents[1]
-SEGMENT, LIMIT = 2 << 20, 16 << 20
 
 
 @pytest.fixture(scope="module")
@@ -29,23 +30,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("gpu")
     gpu(root, "makes")
     gpu(root, "takes")
-    gpu(root, "streams", decoupled=True)
     gpu(root, "forced", takes=False)
     scripted(root, "plain", FORCE_CPU_ONLY_INPUT_TENSORS="no")
     scripted(root, "bare")
-    for name in ENSEMBLES:
-        ensemble(root, name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "CHECK", (sys.executable, str(TESTS / "standin_check.py")))
         with Server(root, options=options()) as server:
             # The check, and the threads of all that follows.
             say(server, "makes", "result = said(call('takes', 'result = 1', on_gpu([1.0])).exec())")
             yield server
-
-
-def ensemble(root: Path, name: str) -> None:
-    (root / name / "1").mkdir(parents=True)
-    (root / name / "config.pbtxt").write_text(ENSEMBLE % ENSEMBLES[name])
 
 
 def options() -> ServerOptions:
@@ -55,11 +48,7 @@ def options() -> ServerOptions:
 
 
 def say(server: Server, name: str, code: str) -> str:
-    model = Scripted(server, name)
-    if name == "streams":
-        (found,) = model.items(told(code))
-        return found
-    return model.say(told(code))
+    return Scripted(server, name).say(told(code))
 
 
 Say = Callable[[str, str], str]
@@ -74,10 +63,6 @@ def ask(server: Server) -> Iterator[Say]:
 
 
 DESCRIBE = "globals().update(model.gpu); result = (data.is_cpu(), (data.as_numpy() if data.is_cpu() else values(data)).tolist())"
-
-
-def test_a_tensor_goes_to_another_model_on_the_gpu(ask: Say) -> None:
-    assert ask("makes", f"result = said(call('takes', {DESCRIBE!r}, on_gpu([1, 2, 3])).exec())") == "(False, [1.0, 2.0, 3.0])"
 
 
 def test_nothing_of_it_is_imported_without_a_tensor_on_a_gpu(server: Server, ask: Say) -> None:
@@ -113,29 +98,6 @@ def test_no_device_is_waited_for_as_a_whole(ask: Say) -> None:
     assert (ask("makes", count), ask("takes", count)) == before
 
 
-def test_an_answer_stays_on_the_gpu(ask: Say) -> None:
-    inner = "globals().update(model.gpu); returned = [pb_utils.InferenceResponse([on_gpu([4, 5])])]"
-    code = f"answer = call('takes', {inner!r}).exec(); (t,) = answer.output_tensors(); result = (t.is_cpu(), values(t).tolist())"
-    assert ask("makes", code) == "(False, [4.0, 5.0])"
-
-
-@pytest.mark.parametrize("wanted, where", [("CPU", True), ("GPU", False)])
-@pytest.mark.parametrize("made", ["on_gpu([4, 5])", "pb_utils.Tensor('DATA', np.array([4, 5], np.float32))"])
-def test_a_preferred_memory(ask: Say, wanted: str, where: bool, made: str) -> None:
-    inner = f"globals().update(model.gpu); returned = [pb_utils.InferenceResponse([{made}])]"
-    code = f"""
-preferred = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_{wanted}, 0)
-(t,) = call('takes', {inner!r}, preferred_memory=preferred).exec().output_tensors()
-result = (t.is_cpu(), t.cpu().as_numpy().tolist())"""
-    assert ask("makes", code) == f"({where}, [4.0, 5.0])"
-
-
-def test_a_client_gets_it_from_host_memory(server: Server, ask: Say) -> None:
-    for size in (3, 1 << 16):
-        found = Scripted(server, "makes").run(told(f"returned = [pb_utils.InferenceResponse([on_gpu(np.arange({size}))])]"))
-        np.testing.assert_array_equal(found["DATA"], np.arange(size, dtype=np.float32))
-
-
 def test_a_model_that_takes_host_memory_only_is_given_it(ask: Say) -> None:
     describe = "result = (data.is_cpu(), data.as_numpy().tolist())"
     for _ in range(2):
@@ -144,45 +106,6 @@ def test_a_model_that_takes_host_memory_only_is_given_it(ask: Say) -> None:
     before = ask("makes", "result = calls('cuMemcpyDtoDAsync_v2')")
     ask("makes", f"result = said(call('forced', {describe!r}, on_gpu([1, 2, 3])).exec())")
     assert ask("makes", "result = calls('cuMemcpyDtoDAsync_v2')") == before
-
-
-def test_calls_of_coroutines_and_threads(ask: Say) -> None:
-    code = f"""
-async def several():
-    return await asyncio.gather(*[call('takes', {DESCRIBE!r}, on_gpu([i])).async_exec() for i in range(4)])
-answers = asyncio.run(several())
-with ThreadPoolExecutor(4) as pool:
-    answers += pool.map(lambda i: call('takes', {DESCRIBE!r}, on_gpu([i])).exec(), range(4))
-    answers += pool.map(lambda i: call('forced', {DESCRIBE!r}, on_gpu([i])).exec(), range(4))
-result = [said(answer) for answer in answers]"""
-    found = [f"({where}, [{i}.0])" for where in (False, False, True) for i in range(4)]
-    assert ask("makes", code) == str(found)
-
-
-def test_a_decoupled_model_streams_from_the_gpu(ask: Say) -> None:
-    inner = (
-        "globals().update(model.gpu)\nfor i in range(3): sender.send(pb_utils.InferenceResponse([on_gpu([i])]))\nsender.send(flags=FINAL)"
-    )
-    code = f"""
-found = [values(r.output_tensors()[0]).tolist() for r in call('streams', {inner!r}).exec(decoupled=True) if r.output_tensors()]
-result = found"""
-    assert ask("makes", code) == "[[0.0], [1.0], [2.0]]"
-
-
-def test_nothing_and_much(ask: Say) -> None:
-    code = f"result = [said(call('takes', {DESCRIBE!r}, on_gpu(v)).exec()) for v in ([], )]"
-    assert ask("makes", code) == "['(False, [])']"
-    much = "globals().update(model.gpu); v = values(data); result = (data.is_cpu(), v.size, float(v.sum()))"
-    code = f"result = said(call('takes', {much!r}, on_gpu(np.ones(1 << 20))).exec())"
-    assert ask("makes", code) == f"(False, {1 << 20}, {float(1 << 20)})"
-
-
-def test_what_finds_no_room_goes_through_host_memory(ask: Say) -> None:
-    ask("makes", "host.caller._memory._exports._by_device[0].warned = False")
-    describe = "globals().update(model.gpu); result = (data.is_cpu(), float(data.cpu().as_numpy().sum()))"
-    code = f"result = said(call('takes', {describe!r}, on_gpu(np.ones({LIMIT // 4 + 1}))).exec())"
-    assert ask("makes", code) == f"(True, {float(LIMIT // 4 + 1)})"
-    assert ask("makes", f"result = said(call('takes', {DESCRIBE!r}, on_gpu([1])).exec())") == "(False, [1.0])", "as before"
 
 
 def test_a_full_device_is_not_full_for_ever(server: Server, ask: Say, caplog: pytest.LogCaptureFixture) -> None:
@@ -204,14 +127,6 @@ result = first, second, said(call('takes', {describe!r}, tensor).exec())"""
         len([r for r in caplog.records if "goes through host memory" in r.getMessage() and "CUDA_ERROR_OUT_OF_MEMORY" in r.getMessage()])
         == 1
     )
-
-
-def test_what_a_model_keeps_is_not_overwritten(ask: Say) -> None:
-    assert ask("makes", "result = said(call('takes', 'model.kept = data', on_gpu([7, 8])).exec())") == ""
-    for _ in range(3):
-        ask("makes", f"result = said(call('takes', {DESCRIBE!r}, on_gpu([1, 2])).exec())")
-    assert ask("makes", "result = staged() > 0") == "True"
-    assert ask("takes", "result = values(model.kept).tolist(); model.kept = None") == "[7.0, 8.0]"
 
 
 def test_memory_comes_back_when_the_stream_that_reads_it_has_ended(ask: Say) -> None:
@@ -244,14 +159,6 @@ with devices.devices().driver.on(0):
     until(lambda: ask("makes", "result = staged()") == "0")
 
 
-def test_a_tensor_that_came_can_be_sent_on(ask: Say) -> None:
-    inner = f"result = said(call('streams', {'globals().update(model.gpu); sender.send(response(values(data).tolist()), FINAL)'!r}, data).exec(decoupled=True).__next__())"
-    assert ask("makes", f"result = said(call('takes', {inner!r}, on_gpu([1, 2, 3])).exec())") == "[1.0, 2.0, 3.0]"
-    back = "returned = [pb_utils.InferenceResponse([data])]"
-    code = f"(t,) = call('takes', {back!r}, on_gpu([1, 2])).exec().output_tensors(); result = (t.is_cpu(), values(t).tolist())"
-    assert ask("makes", code) == "(False, [1.0, 2.0])"
-
-
 def test_a_process_without_a_driver_says_so(ask: Say) -> None:
     code = """
 answer = call('plain', 'result = (data.is_cpu(), data.shape(), raised(data.as_numpy), raised(data.to_dlpack))', on_gpu([1, 2])).exec()
@@ -273,49 +180,6 @@ library.fails.clear()"""
     ask("makes", "library.fails.clear()")
 
 
-ENSEMBLE = """
-platform: "ensemble"
-input [ { name: "MAKE" data_type: TYPE_STRING dims: [1] }, { name: "TAKE" data_type: TYPE_STRING dims: [1] } ]
-output [ { name: "SAID" data_type: TYPE_STRING dims: [1] } %(output)s ]
-ensemble_scheduling { step [
-  { model_name: "makes" model_version: -1 input_map { key: "CODE" value: "MAKE" } output_map { key: "DATA" value: "between" } },
-  { model_name: "%(taker)s" model_version: -1 input_map { key: "CODE" value: "TAKE" } input_map { key: "DATA" value: "between" }
-    output_map { key: "RESULT" value: "SAID" } %(map)s }
-] }
-"""
-ENSEMBLES = {
-    "on_gpu": {"taker": "takes", "output": "", "map": ""},
-    "off_gpu": {"taker": "forced", "output": "", "map": ""},
-    "answers": {
-        "taker": "takes",
-        "output": ', { name: "OUT" data_type: TYPE_FP32 dims: [-1] }',
-        "map": 'output_map { key: "DATA" value: "OUT" }',
-    },
-    "shows": {"taker": "takes", "output": ', { name: "between" data_type: TYPE_FP32 dims: [-1] }', "map": ""},
-}
-
-
-@pytest.mark.parametrize("name, where", [("on_gpu", False), ("off_gpu", True), ("shows", True)])
-def test_steps_of_an_ensemble(server: Server, ask: Say, name: str, where: bool) -> None:
-    make = told("returned = [pb_utils.InferenceResponse([on_gpu([1, 2])])]")
-    take = "result = (data.is_cpu(), data.cpu().as_numpy().tolist())"
-    found = server.infer(name, {"MAKE": np.array([make], object), "TAKE": np.array([take], object)}, timeout=30)
-    assert found["SAID"][0].decode() == f"({where}, [1.0, 2.0])"
-    assert "between" not in found or found["between"].tolist() == [1, 2]
-
-
-def test_the_answer_of_an_ensemble_is_in_host_memory(server: Server, ask: Say) -> None:
-    make = told("returned = [pb_utils.InferenceResponse([on_gpu([1, 2])])]")
-    take = "result = data.is_cpu(); returned = [pb_utils.InferenceResponse([pb_utils.Tensor('RESULT', np.array([str(result)], object)), data])]"
-    found = server.infer("answers", {"MAKE": np.array([make], object), "TAKE": np.array([take], object)}, timeout=30)
-    assert found["SAID"][0] == b"False" and found["OUT"].tolist() == [1, 2]
-    code = f"""
-inputs = [pb_utils.Tensor("MAKE", np.array([{make!r}], object)), pb_utils.Tensor("TAKE", np.array([{take!r}], object))]
-request = pb_utils.InferenceRequest(model_name="answers", inputs=inputs, requested_output_names=[])
-result = [tensor.is_cpu() for tensor in request.exec().output_tensors()]"""
-    assert ask("streams", f"{code}\nsender.send(response(result), FINAL)") == "[True, True]"
-
-
 # Deaths, and what is refused
 
 
@@ -328,7 +192,8 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         monkeypatch.setattr(devices, "CHECK", (sys.executable, str(check)))
         for name in ("makes", "takes"):
             gpu(tmp_path, name)
-        ensemble(tmp_path, "on_gpu")
+        (tmp_path / "on_gpu" / "1").mkdir(parents=True)
+        (tmp_path / "on_gpu" / "config.pbtxt").write_text(ENSEMBLE % ENSEMBLES["on_gpu"])
         server = Server(tmp_path, options=options())
         started.append(server)
         return server.__enter__()
@@ -348,31 +213,6 @@ def test_device_memory_of_an_instance_that_died_is_let_go(fresh: Callable[..., S
     assert say(server, "takes", "result = (values(model.kept).tolist(), len(library.opened))") == "([7.0, 8.0], 1)"
     say(server, "takes", "model.kept = None; gc.collect()")
     until(lambda: say(server, "takes", "result = len(library.opened)") == "0")
-
-
-def test_what_was_not_opened_yet_is_an_error_after_its_exporter_died(fresh: Callable[..., Server]) -> None:
-    server = fresh()
-    assert say(server, "makes", "result = said(call('takes', 'model.kept = data', on_gpu([7, 8])).exec())") == ""
-    (pid,) = Scripted(server, "makes").pids
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: pid not in Scripted(server, "makes").pids)
-    found = say(server, "takes", "result = (model.kept.shape(), raised(model.kept.cpu))")
-    assert (
-        found.startswith("([2], ") and "cannot be opened in this process: cuIpcOpenMemHandle_v2: CUDA_ERROR_INVALID_HANDLE (400)" in found
-    )
-    say(server, "takes", "model.kept = None")
-    until(lambda: bool(Scripted(server, "makes").pids))
-    assert say(server, "makes", f"result = said(call('takes', {DESCRIBE!r}, on_gpu([1])).exec())") == "(False, [1.0])", "as with any other"
-
-
-def test_an_importer_that_dies_gives_everything_back(fresh: Callable[..., Server]) -> None:
-    server = fresh()
-    read = "globals().update(model.gpu); model.kept = data; result = values(data).tolist()"
-    assert say(server, "makes", f"result = said(call('takes', {read!r}, on_gpu([7, 8])).exec())") == "[7.0, 8.0]"
-    assert say(server, "makes", "result = staged() > 0") == "True"
-    (pid,) = Scripted(server, "takes").pids
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: say(server, "makes", "result = staged()") == "0")
 
 
 def test_where_memory_cannot_be_shared_it_goes_through_the_host(
@@ -477,16 +317,3 @@ def test_a_context_that_is_lost_ends_the_process(fresh: Callable[..., Server]) -
     server = fresh()
     code = "tensor = on_gpu([1, 2])\nlibrary.fails['cuMemcpyDtoDAsync_v2'] = 700\nresult = said(call('takes', 'result = 1', tensor).exec())"
     assert Scripted(server, "makes").fail(told(code)).startswith("UNAVAILABLE: Stub process 'makes_0_0' is not healthy")
-
-
-def test_an_export_that_is_none_ends_the_instance(fresh: Callable[..., Server]) -> None:
-    server = fresh()
-    code = "result = raised(host.ask, 'device.export', b'', 7, b'', b'')\nimport time; time.sleep(30)"
-    assert "an export of device memory that is none" in Scripted(server, "makes").fail(f"from stublet.stub.host import host\n{code}")
-
-
-def test_a_handle_of_nothing_is_refused(fresh: Callable[..., Server]) -> None:
-    server = fresh()
-    code = "result = raised(host.ask, 'device.export', library.driver().uuid(0), 2 << 20, bytes(64), bytes(512))"
-    found = say(server, "makes", code)
-    assert "cannot be shared between processes: CudaError: cuIpcOpenMemHandle_v2: CUDA_ERROR_INVALID_HANDLE (400)" in found
