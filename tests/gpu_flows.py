@@ -95,6 +95,21 @@ ENSEMBLES = {
     "shows": {"taker": "takes", "output": ', { name: "between" data_type: TYPE_FP32 dims: [-1] }', "map": ""},
 }
 
+CALLED = """
+platform: "ensemble"
+input [ { name: "TAKE" data_type: TYPE_STRING dims: [1] }, { name: "DATA" data_type: TYPE_FP32 dims: [-1] } ]
+output [ { name: "SAID" data_type: TYPE_STRING dims: [1] }, { name: "OUT" data_type: TYPE_FP32 dims: [-1] } ]
+ensemble_scheduling { step {
+  model_name: "%s" model_version: -1 input_map { key: "%s" value: "TAKE" } input_map { key: "DATA" value: "DATA" }
+  output_map { key: "%s" value: "SAID" } output_map { key: "%s" value: "OUT" }
+} }
+"""
+CALLED_ENSEMBLES = {
+    "within": ("takes", "CODE", "RESULT", "DATA"),
+    "within_forced": ("forced", "CODE", "RESULT", "DATA"),
+    "beyond": ("within", "TAKE", "SAID", "OUT"),
+}
+
 SHOW = "result = (data.is_cpu(), host_of(data).tolist())"
 
 
@@ -159,6 +174,9 @@ def serving(root: Path, gpu: str = "", check: Optional[Path] = None, all_of_them
         for name, parts in ENSEMBLES.items():
             (root / name / "1").mkdir(parents=True)
             (root / name / "config.pbtxt").write_text(ENSEMBLE % parts)
+        for name, words in CALLED_ENSEMBLES.items():
+            (root / name / "1").mkdir(parents=True)
+            (root / name / "config.pbtxt").write_text(CALLED % words)
     options = BackendOptions(shm_default_byte_size=32 << 20, gpu_ipc_segment_byte_size=segment, gpu_ipc_limit_byte_size=max(LIMIT, segment))
     with pytest.MonkeyPatch.context() as patch:
         if check is not None:
@@ -309,17 +327,31 @@ result = exported() - before"""
         assert found["SAID"][0].decode() == f"({where}, [1.0, 2.0])"
         assert "between" not in found or found["between"].tolist() == [1, 2]
 
-    def test_the_answer_of_an_ensemble_is_in_host_memory(self, models: Models) -> None:
+    def test_the_answer_of_an_ensemble(self, models: Models) -> None:
         make = told("returned = [pb_utils.InferenceResponse([on_gpu([1, 2])])]")
         say = "pb_utils.Tensor('RESULT', np.array([str(data.is_cpu())], object))"
         take = told(f"returned = [pb_utils.InferenceResponse([{say}, data])]")
         found = models.through("answers", make, take)
-        assert found["SAID"][0] == b"False" and found["OUT"].tolist() == [1, 2]
+        assert found["SAID"][0] == b"False" and found["OUT"].tolist() == [1, 2], "of a client's request, in host memory"
         code = f"""
-inputs = [pb_utils.Tensor("MAKE", np.array([{make!r}], object)), pb_utils.Tensor("TAKE", np.array([{take!r}], object))]
-request = pb_utils.InferenceRequest(model_name="answers", inputs=inputs, requested_output_names=[])
-result = [tensor.is_cpu() for tensor in request.exec().output_tensors()]"""
-        assert models.say("streams", f"{code}\nsender.send(response(result), FINAL)") == "[True, True]"
+def ask(**more):
+    inputs = [pb_utils.Tensor("MAKE", np.array([{make!r}], object)), pb_utils.Tensor("TAKE", np.array([{take!r}], object))]
+    request = pb_utils.InferenceRequest(model_name="answers", inputs=inputs, requested_output_names=[], **more)
+    return sorted((tensor.name(), tensor.is_cpu()) for tensor in request.exec().output_tensors())
+result = ask(), ask(preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0))"""
+        where = models.say("streams", f"{code}\nsender.send(response(result), FINAL)")
+        assert eval(where) == ([("OUT", False), ("SAID", True)], [("OUT", True), ("SAID", True)]), "of a model's, where it was made"
+
+    @pytest.mark.parametrize("name, there", [("within", True), ("within_forced", False), ("beyond", True)])
+    def test_a_tensor_goes_through_an_ensemble_that_a_model_calls(self, models: Models, name: str, there: bool) -> None:
+        take = told("returned = [pb_utils.InferenceResponse([pb_utils.Tensor('RESULT', np.array([str(data.is_cpu())], object)), data])]")
+        code = f"""
+inputs = [pb_utils.Tensor("TAKE", np.array([{take!r}], object)), on_gpu([1, 2])]
+answer = pb_utils.InferenceRequest(model_name={name!r}, inputs=inputs, requested_output_names=[]).exec()
+assert not answer.has_error(), answer.error().message()
+found = dict((tensor.name(), tensor) for tensor in answer.output_tensors())
+result = found["SAID"].as_numpy()[0].decode(), found["OUT"].is_cpu(), host_of(found["OUT"]).tolist()"""
+        assert models.say("makes", code) == str((str(not there), not there, [1.0, 2.0]))
 
     # What finds no room
 

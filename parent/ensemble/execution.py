@@ -193,7 +193,7 @@ class Execution:
                     writes.append((index, *write[1:]))
         work = make_request(step.model, plan, sources, extras, partial(self._post, run), borrowed, request.regions, writes)
         work.priority = request.priority
-        work.device_outputs = self._route.keeps_on_device(run.step) and request.trace is None
+        work.device_outputs = self._route.keeps_on_device(run.step, request.device_outputs) and request.trace is None
         if request.trace is not None:
             work.trace = self._ensemble.server.tracer.child(request.trace.token, step.model.name)
         run.sources = ()

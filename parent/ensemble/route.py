@@ -94,10 +94,17 @@ class Route:
         self._ensemble = ensemble
         self._answers: Dict[Hashable, AnswerPlan] = {}
 
-    def keeps_on_device(self, step: int) -> bool:
-        """Whether all who need the outputs of a step take device memory now: a model that found that it cannot open any takes none."""
-        takers = self._device_takers[step]
-        return bool(takers) and False not in [taker.takes_device_inputs for taker in takers]
+    def keeps_on_device(self, step: int, answer: bool) -> bool:
+        """Whether all who need the outputs of a step take device memory now: a model that found that it cannot open any takes none.
+
+        Args:
+            answer: the answer may be there.
+        """
+        found = self._device_takers[step]
+        if found is None:
+            return False
+        is_answer, takers = found
+        return (answer or not is_answer) and False not in [taker.takes_device_inputs for taker in takers]
 
     def plan_answer(self, sources: Sequence[Source], writes: Tuple[int, ...]) -> AnswerPlan:
         """How the answer is made from these sources.
@@ -116,12 +123,12 @@ class Route:
         return plan
 
 
-def _device_takers(model: Servable, takers: Sequence[int], models: Sequence[Servable]) -> Tuple[Servable, ...]:
-    """The models that need a model's outputs, where these may be on a GPU: not where one of them is part of the answer."""
-    if not model.answers_on_device or len(models) in takers:
-        return ()
-    found = tuple([models[taker] for taker in takers])
-    return found if all(taker.wants_device_inputs for taker in found) else ()
+def _device_takers(model: Servable, takers: Sequence[int], models: Sequence[Servable]) -> Optional[Tuple[bool, Tuple[Servable, ...]]]:
+    """Who needs a model's outputs, where these may be on a GPU: whether the answer does, and the models."""
+    found = tuple([models[taker] for taker in takers if taker < len(models)])
+    if not model.answers_on_device or not all(taker.wants_device_inputs for taker in found):
+        return None
+    return len(models) in takers, found
 
 
 class Binding:
@@ -155,6 +162,14 @@ class Binding:
         self.batched = {tensor.name: config.max_batch_size > 0 for tensor in config.input}
         for model, step in zip(self.models, section.step):
             self.batched.update((tensor, model.max_batch_size > 0) for tensor in step.output_map.values())
+        given = {tensor.name for tensor in config.input}
+        takers = [model for model, step in zip(self.models, section.step) if not given.isdisjoint(step.input_map.values())]
+        self.input_takers = tuple(takers)
+        """The models that take an input of the ensemble."""
+        self.wants_device_inputs = all(model.wants_device_inputs for model in takers) and given.isdisjoint(
+            tensor.name for tensor in config.output
+        )
+        """Whether inputs that are on a GPU may stay there: not what is part of the answer, which may be for a client."""
         self._ensemble = ensemble
         self._routes: Dict[Wanted, Route] = {}
 

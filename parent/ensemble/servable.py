@@ -60,6 +60,7 @@ class Ensemble(Servable):
                     raise ConfigError(f"ensemble '{self.name}' was loaded when other models of it were decoupled; load it again")
                 self._binding = binding
                 self._renew_cache()
+                self._place(binding)
             except ConfigError as error:
                 self._why_not = str(error)
                 return None
@@ -97,7 +98,18 @@ class Ensemble(Servable):
             self.begin_memory()
         except (OutOfSharedMemory, OSError) as error:
             raise LoadFailed(f"Unable to initialize shared memory: {error}") from error
+        self._place(binding)
         self._binding = binding
+
+    def _place(self, binding: Binding) -> None:
+        """Where its inputs and outputs may be."""
+        self.answers_on_device = self.cached is None
+        self.wants_device_inputs = self.cached is None and binding.wants_device_inputs
+
+    @property
+    def takes_device_inputs(self) -> bool:
+        binding = self._binding
+        return self.wants_device_inputs and binding is not None and all(model.takes_device_inputs for model in binding.input_takers)
 
     def _renew_cache(self) -> None:
         """What other models have answered is not kept any longer."""
