@@ -167,7 +167,7 @@ class LentMemory(DeviceMemory):
     @property
     def device(self) -> Device:
         if self._device is None:
-            self._device = self.devices.find(self._segment.uuid)
+            self._device = self._segment.find(self.devices)
         return self._device
 
     def address(self, stream: Optional[int] = LEGACY_STREAM) -> int:

@@ -57,6 +57,18 @@ class ImportedSegment(DeviceSegment):
         """A block of it, which is opened when its address is needed."""
         return LentMemory(self, offset, nbytes)
 
+    def find(self, devices: Devices) -> Device:
+        """The device that it is on.
+
+        Raises:
+            TritonModelException: this process does not see it; the server knows, and will send nothing there any more.
+        """
+        try:
+            return devices.find(self.uuid)
+        except TritonModelException as error:
+            self._refused(self.id, str(error))
+            raise
+
     def open(self, devices: Devices, device: Device) -> int:
         """Where it begins.
 

@@ -283,6 +283,17 @@ def test_who_cannot_open_it_gets_host_memory_from_then_on(fresh: Callable[..., S
     assert say(server, "makes", "result = said(call('takes', 'result = data.is_cpu()', on_gpu([1])).exec())") == "True"
 
 
+def test_who_does_not_see_its_gpu_gets_host_memory_from_then_on(fresh: Callable[..., Server], caplog: pytest.LogCaptureFixture) -> None:
+    """As an instance that sees another GPU only (``own_gpu_only``)."""
+    server = fresh()
+    say(server, "takes", "library.cuDeviceGetUuid_v2._function = lambda out, device: setattr(out, 'raw', b'another' + bytes(9)) or 0")
+    with caplog.at_level(logging.WARNING):
+        answer = say(server, "makes", "result = said(call('takes', 'result = data.cpu()', on_gpu([1])).exec())")
+        assert "the GPU of the tensor is not visible to this process (CUDA_VISIBLE_DEVICES)" in answer
+        until(lambda: "its model gets its inputs in host memory from now on" in caplog.text)
+    assert say(server, "makes", "result = said(call('takes', 'result = data.is_cpu()', on_gpu([1])).exec())") == "True"
+
+
 def test_a_step_that_cannot_open_it_gets_host_memory_from_then_on(fresh: Callable[..., Server], caplog: pytest.LogCaptureFixture) -> None:
     server = fresh()
     make = told("returned = [pb_utils.InferenceResponse([on_gpu([1, 2])])]")
