@@ -92,8 +92,11 @@ class Gpus:
         nvml.nvmlInit()
         self._devices: List[Tuple[str, Any]] = []
         for index in range(nvml.nvmlDeviceGetCount()):
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            self._devices.append((nvml.nvmlDeviceGetUUID(handle), handle))
+            try:
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                self._devices.append((nvml.nvmlDeviceGetUUID(handle), handle))
+            except nvml.NVMLError as error:
+                logger.warning("no metrics of GPU %d: %s", index, error)
         self._energy_at_start = {uuid: self._ask("nvmlDeviceGetTotalEnergyConsumption", handle) for uuid, handle in self._devices}
         self._values: Dict[str, Dict[str, Number]] = {}
 
