@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-import traceback
+from functools import partial
 from typing import Callable, Optional, Tuple
 
 from ...shm.cuda.driver import CudaError, Driver
@@ -11,6 +11,7 @@ from ...shm.cuda.segment import DeviceSegment
 from ..error import TritonModelException
 from .devices import Device, Devices
 from .memory import LentMemory
+from .releases import releases
 
 
 class CannotOpen(Exception):
@@ -94,20 +95,21 @@ class ImportedSegment(DeviceSegment):
         return base
 
     def close(self) -> None:
+        """Unmapping may wait for the GPU, and the thread that reads what the server says must not."""
         super().close()
         with self._lock:
             mapping, base = self._mapping, self.base
             self._mapping = self.base = None
         if mapping is not None and base is not None:
-            devices, device = mapping
-            try:
-                with devices.on(device) as driver:
-                    driver.close(base)
-            except TritonModelException:
-                traceback.print_exc()  # nobody can do anything about it
+            releases.later(partial(_close, *mapping, base))
 
     def __del__(self) -> None:
         """It is closed by whom the server told, or with the process: not by the collection of garbage."""
+
+
+def _close(devices: Devices, device: Device, base: int) -> None:
+    with devices.on(device) as driver:
+        driver.close(base)
 
 
 class OwnSegment(ImportedSegment):

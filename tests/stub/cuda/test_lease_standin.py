@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from typing import Any, Iterator, List, Tuple
 
 import pytest
@@ -127,6 +128,32 @@ def test_a_segment_that_is_smaller_than_it_was_said_is_refused(library: StandinC
             segment.open(cuda, cuda.get(0))
         assert refused == [(7, f"it has {GRANULE} bytes instead of {size}")]
     segment.close()
+
+
+def test_who_closes_a_segment_does_not_wait_for_the_gpu(library: StandinCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = devices.devices()
+    closed: List[int] = []
+    is_idle = threading.Event()
+
+    def close(_: Driver, base: int) -> None:
+        is_idle.wait()
+        closed.append(base)
+
+    with cuda.on(cuda.get(0)) as driver:
+        base = driver.allocate(GRANULE)
+    monkeypatch.setattr(Driver, "open", lambda self, handle: base)
+    monkeypatch.setattr(Driver, "close", close)
+    segment = ImportedSegment(7, GRANULE, cuda.get(0).uuid, bytes(64), lambda *_: None)
+    segment.open(cuda, cuda.get(0))
+    control_thread = threading.Thread(target=segment.close)
+    control_thread.start()
+    try:
+        until(lambda: not control_thread.is_alive())
+        assert not closed and not segment.shareable
+    finally:
+        is_idle.set()
+        control_thread.join()
+    until(lambda: closed == [base])
 
 
 def test_a_device_that_this_process_does_not_see(library: StandinCuda, dropped: Any) -> None:
