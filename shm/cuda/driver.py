@@ -27,8 +27,8 @@ OUT_OF_MEMORY = 2
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 
-_CONTEXT_IS_LOST = frozenset({700, 702, 709, 710, 714, 715, 716, 717, 718, 719})
-"""From CUDA_ERROR_ILLEGAL_ADDRESS to CUDA_ERROR_LAUNCH_FAILED: the process has to end to use the GPU again."""
+_CONTEXT_IS_LOST = frozenset({214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810})
+"""From CUDA_ERROR_ECC_UNCORRECTABLE to CUDA_ERROR_MPS_CLIENT_TERMINATED: the process has to end to use the GPU again."""
 
 Pointer = c_uint64
 """CUdeviceptr."""

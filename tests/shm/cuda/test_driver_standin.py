@@ -132,7 +132,14 @@ def test_an_error_has_its_name_and_number_standin(cuda: Driver, library: Standin
         with pytest.raises(CudaError, match=r"^cuMemAlloc_v2: CUDA_ERROR_OUT_OF_MEMORY \(2\)$") as caught:
             cuda.allocate(library.limit + 1)
         assert (caught.value.code, caught.value.context_is_lost) == (2, False)
-        for code, text, lost in [(700, "CUDA_ERROR_ILLEGAL_ADDRESS", True), (12345, "an unknown error", False)]:
+        for code, text, lost in [
+            (214, "an unknown error", True),  # of memory
+            (226, "an unknown error", True),  # contained by the GPU
+            (700, "CUDA_ERROR_ILLEGAL_ADDRESS", True),
+            (721, "an unknown error", True),  # of tensor memory
+            (810, "an unknown error", True),  # by MPS
+            (12345, "an unknown error", False),
+        ]:
             library.fails["cuMemFree_v2"] = code
             with pytest.raises(CudaError, match=text) as caught:
                 cuda.free(1)
