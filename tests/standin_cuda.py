@@ -30,8 +30,10 @@ NAMES = {
     400: "CUDA_ERROR_INVALID_HANDLE",
     700: "CUDA_ERROR_ILLEGAL_ADDRESS",
     801: "CUDA_ERROR_NOT_SUPPORTED",
+    900: "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
 }
 LEGACY_STREAM = 1
+_RELAXED = 2
 _HANDLE = struct.Struct("<QQQQ")  # pid, descriptor there, inode, size
 
 Work = Callable[[], None]
@@ -106,7 +108,7 @@ class Stream:
 
 class StandinCuda:
     """The library. ``calls``: the names of the functions that were called, in order. ``fails``: functions that fail, with their codes.
-    ``limit``: bytes of each device.
+    ``limit``: bytes of each device. ``captures``: a thread captures a graph, and means all the others.
     """
 
     def __init__(self, devices: int = 1, limit: int = 1 << 30) -> None:
@@ -114,6 +116,7 @@ class StandinCuda:
         self.fails: Dict[str, int] = {}
         self.devices = devices
         self.limit = limit
+        self.captures = False
         self.allocations: Dict[int, Allocation] = {}
         self.opened: Dict[int, Allocation] = {}
         self.streams: Dict[int, Stream] = {LEGACY_STREAM: Stream()}
@@ -149,7 +152,7 @@ class StandinCuda:
         return ctypes.string_at(pointer, nbytes)
 
     def _checked(self, name: str, function: Callable[..., int]) -> Callable[..., int]:
-        bare = name in ("cuInit", "cuDriverGetVersion", "cuGetErrorName", "cuCtxPushCurrent_v2") or name.startswith("cuDevice")
+        bare = name.startswith(("cuInit", "cuDriver", "cuGetErrorName", "cuCtxPush", "cuThread", "cuDevice"))
 
         def call(*arguments: Any) -> int:
             self.calls.append(name)
@@ -157,6 +160,8 @@ class StandinCuda:
                 return self.fails[name]
             if not bare and not self._stack:
                 return 201
+            if self.captures and self.capture_mode != _RELAXED and not (bare or name.startswith("cuCtxPop")):
+                return 900
             return function(*arguments)
 
         call.__name__ = name
@@ -168,6 +173,11 @@ class StandinCuda:
             self._current.stack = []
         stack: List[int] = self._current.stack
         return stack
+
+    @property
+    def capture_mode(self) -> int:
+        """Of this thread."""
+        return getattr(self._current, "mode", 0)
 
     def _number(self) -> int:
         self._numbers += 16
@@ -221,6 +231,11 @@ class StandinCuda:
     def _cuCtxSynchronize(self) -> int:
         for stream in list(self.streams.values()):
             stream.run()
+        return 0
+
+    def _cuThreadExchangeStreamCaptureMode(self, mode: Any) -> int:
+        before, self._current.mode = self.capture_mode, mode._obj.value
+        mode._obj.value = before
         return 0
 
     # Memory

@@ -21,6 +21,7 @@ LEGACY_STREAM, PER_THREAD_STREAM = 1, 2
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: not ordered with the legacy stream
 _DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING; without CU_EVENT_BLOCKING_SYNC, because what is waited for takes microseconds
+_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 _LAZY_PEER_ACCESS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
 
 OUT_OF_MEMORY = 2
@@ -52,6 +53,7 @@ SIGNATURES: Mapping[str, Sequence[Any]] = {
     "cuCtxPushCurrent_v2": (c_void_p,),
     "cuCtxPopCurrent_v2": (POINTER(c_void_p),),
     "cuCtxSynchronize": (),
+    "cuThreadExchangeStreamCaptureMode": (POINTER(c_int),),
     "cuMemGetInfo_v2": (POINTER(c_size_t), POINTER(c_size_t)),
     "cuMemAlloc_v2": (POINTER(Pointer), c_size_t),
     "cuMemFree_v2": (Pointer,),
@@ -144,17 +146,24 @@ class Driver:
     @contextmanager
     def on(self, device: int) -> Iterator[None]:
         """Makes the device's primary context this thread's current one, and the one that was current before again afterwards: a model's
-        library must find its own device as it left it. The first call for a device makes its context, which takes about 0.3 s."""
+        library must find its own device as it left it. The first call for a device makes its context, which takes about 0.3 s.
+
+        While any thread captures a graph, most of the functions here are forbidden to all, and fail the capture. What is done with them has no
+        part in a model's graph, and so the thread says that it does not mean to be captured.
+        """
         context = self._contexts.get(device)
         if context is None:
             with self._lock:
                 if device not in self._contexts:
                     self._contexts[device] = self._out(c_void_p, "cuDevicePrimaryCtxRetain", self._out(c_int, "cuDeviceGet", device))
                 context = self._contexts[device]
+        mode = c_int(_RELAXED)
         self._call("cuCtxPushCurrent_v2", context)
+        self._call("cuThreadExchangeStreamCaptureMode", byref(mode))
         try:
             yield
         finally:
+            self._call("cuThreadExchangeStreamCaptureMode", byref(mode))
             self._out(c_void_p, "cuCtxPopCurrent_v2")
 
     def memory(self) -> Tuple[int, int]:

@@ -31,6 +31,7 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) { *contex
 CUresult cuCtxPushCurrent_v2(CUcontext context) { return context == (void *)0x7f0000000007 ? 0 : 201; }
 CUresult cuCtxPopCurrent_v2(CUcontext *context) { *context = 0; return 0; }
 CUresult cuCtxSynchronize(void) { return 0; }
+CUresult cuThreadExchangeStreamCaptureMode(int *mode) { static int now; int before = now; now = *mode; *mode = before; return 0; }
 CUresult cuMemGetInfo_v2(size_t *free, size_t *total) { *free = 1ul << 35; *total = 1ul << 36; return 0; }
 CUresult cuMemAlloc_v2(CUdeviceptr *pointer, size_t nbytes) { *pointer = 0x7f1234567000 + nbytes; return 0; }
 CUresult cuMemFree_v2(CUdeviceptr pointer) { return pointer >> 32 == 0x7f12 ? 0 : 1; }
@@ -155,6 +156,15 @@ def test_the_context_is_current_within_and_what_was_before_it_afterwards_standin
         cuda.free(cuda.allocate(8))
     with pytest.raises(CudaError, match="CUDA_ERROR_INVALID_CONTEXT"):
         cuda.allocate(8)
+
+
+def test_a_graph_that_another_thread_captures_is_not_spoilt_standin(cuda: Driver, library: StandinCuda) -> None:
+    library.captures = True
+    with cuda.on(0):
+        with cuda.on(0):
+            cuda.free(cuda.allocate(8))
+        cuda.free(cuda.allocate(8))
+    assert library.capture_mode == 0, "a graph of this thread's own is captured as before"
 
 
 def test_the_context_of_a_device_is_made_once_standin(cuda: Driver, library: StandinCuda) -> None:
