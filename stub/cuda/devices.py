@@ -1,6 +1,7 @@
 """The GPUs of this process, and copies on them that are complete when they return.
 
-Each device has a stream of the runtime's own, which waits for no other. Nothing here waits for the whole device.
+Each device has a stream of the runtime's own for copies, which waits for no other, and one that waits for what models compute. Nothing here
+waits for the whole device.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from ..error import TritonModelException
 
 
 class Device(NamedTuple):
-    """One of them: its number in this process, its UUID, and the stream and event of the runtime."""
+    """One of them: its number in this process, its UUID, and what the runtime has there: a stream for copies and an event in it, and a stream
+    that producers of tensors let wait for their work."""
 
     ordinal: int
     uuid: bytes
     stream: int
     event: int
+    waiting: int
 
 
 class Devices:
@@ -51,7 +54,8 @@ class Devices:
             if not 0 <= ordinal < count:
                 raise TritonModelException(f"there is no GPU {ordinal} in this process, which sees {count}")
             with self.driver.on(ordinal):
-                return Device(ordinal, self.driver.uuid(ordinal), self.driver.create_stream(), self.driver.create_event())
+                stream, event, waiting = self.driver.create_stream(), self.driver.create_event(), self.driver.create_stream()
+                return Device(ordinal, self.driver.uuid(ordinal), stream, event, waiting)
         except CudaError as error:
             raise TritonModelException(f"GPU {ordinal} cannot be used: {error}") from error
 

@@ -18,8 +18,8 @@ def when_complete(ordinal: int, ask: Callable[[int], Any]) -> Any:
     devices = here()
     device = devices.get(ordinal)
     with devices.on(device) as driver:
-        capsule = ask(device.stream)
-        driver.finish(device.stream)
+        capsule = ask(device.waiting)
+        driver.finish(device.waiting)
     return capsule
 
 

@@ -71,6 +71,24 @@ def test_waiting_lets_other_threads_run_and_ends_when_the_work_does(library: Sta
     np.testing.assert_array_equal(found[0].cpu().as_numpy(), VALUES)
 
 
+def test_waiting_keeps_no_other_tensor_from_being_copied(library: StandinCuda, tensor: Tensor) -> None:
+    array = Array(library, VALUES)
+    library.streams[array.stream].free_to_run.clear()
+    found: List[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(Tensor.from_dlpack("X", array)))]
+    threads[0].start()
+    until(lambda: bool(array.asked))
+    threads.append(threading.Thread(target=lambda: found.append(tensor.cpu())))
+    threads[1].start()
+    try:
+        until(lambda: bool(found))
+        assert found[0].is_cpu()
+    finally:
+        library.streams[array.stream].free_to_run.set()
+        for thread in threads:
+            thread.join()
+
+
 def test_a_bare_capsule_waits_for_everything(library: StandinCuda) -> None:
     array = Array(library, VALUES)
     theirs = array.__dlpack__(stream=array.stream)
