@@ -17,7 +17,7 @@ import mmap
 import os
 import struct
 import threading
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from stublet.shm.cuda.driver import SIGNATURES
 
@@ -29,6 +29,7 @@ NAMES = {
     201: "CUDA_ERROR_INVALID_CONTEXT",
     400: "CUDA_ERROR_INVALID_HANDLE",
     700: "CUDA_ERROR_ILLEGAL_ADDRESS",
+    709: "CUDA_ERROR_CONTEXT_IS_DESTROYED",
     801: "CUDA_ERROR_NOT_SUPPORTED",
     900: "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
 }
@@ -120,6 +121,7 @@ class StandinCuda:
         self.allocations: Dict[int, Allocation] = {}
         self.opened: Dict[int, Allocation] = {}
         self.streams: Dict[int, Stream] = {LEGACY_STREAM: Stream()}
+        self.destroyed: Set[int] = set()
         self.events: Dict[int, Tuple[Optional[Stream], int]] = {}
         self._numbers = 16
         self._current = threading.local()
@@ -311,11 +313,19 @@ class StandinCuda:
         return 0
 
     def _cuStreamDestroy_v2(self, stream: int) -> int:
-        return 0 if self.streams.pop(stream, None) else 400
+        if stream not in self.streams:
+            return self._no_stream(stream)
+        del self.streams[stream]
+        self.destroyed.add(stream)
+        return 0
+
+    def _no_stream(self, stream: int) -> int:
+        """To name one that was destroyed is undefined: here it is an error like that of a lost context."""
+        return 709 if stream in self.destroyed else 400
 
     def _cuStreamSynchronize(self, stream: int) -> int:
         if stream not in self.streams:
-            return 400
+            return self._no_stream(stream)
         self.streams[stream].run()
         return 0
 
@@ -329,8 +339,10 @@ class StandinCuda:
         return 0 if self.events.pop(event, None) is not None else 400
 
     def _cuEventRecord(self, event: int, stream: int) -> int:
-        if event not in self.events or stream not in self.streams:
+        if event not in self.events:
             return 400
+        if stream not in self.streams:
+            return self._no_stream(stream)
         _, count = self.events[event]
         self.events[event] = (self.streams[stream], count + 1)
         return 0
@@ -359,6 +371,6 @@ class StandinCuda:
 
     def _copy(self, target: int, source: int, nbytes: int, stream: int) -> int:
         if stream not in self.streams:
-            return 400
+            return self._no_stream(stream)
         self.streams[stream].work.append(lambda: ctypes.memmove(target, source, nbytes))
         return 0

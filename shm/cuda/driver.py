@@ -18,6 +18,8 @@ HANDLE_BYTES = 64
 UUID_BYTES = 16
 
 LEGACY_STREAM, PER_THREAD_STREAM = 1, 2
+ANY_STREAM = -1
+"""To the consumer of a tensor: it synchronizes itself, with whatever stream it uses."""
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: not ordered with the legacy stream
 _DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING; without CU_EVENT_BLOCKING_SYNC, because what is waited for takes microseconds

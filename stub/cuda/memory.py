@@ -1,16 +1,18 @@
 """Device memory that tensors lie in: a library's, one of this process's own, or lent by another.
 
 A tensor refers to one of these, and so does every capsule made of it; when the last of them is gone, so is the memory. What is lent goes
-back only after every stream that was told of it has come to the end of what it was given before: whoever gets the memory next would
+back only after every stream that may read it has come to the end of what it was given before: whoever gets the memory next would
 otherwise write to what is still being read.
 """
 
 from __future__ import annotations
 
+import sys
 import weakref
-from typing import TYPE_CHECKING, Any, List, Optional, Sequence, Set, Tuple
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 
-from ...shm.cuda.driver import LEGACY_STREAM, CudaError
+from ...shm.cuda.driver import ANY_STREAM, LEGACY_STREAM, PER_THREAD_STREAM, CudaError, Driver
 from .devices import Device, Devices, here
 from .releases import releases
 
@@ -20,13 +22,60 @@ if TYPE_CHECKING:
     from .tensor import DeviceTensor
 
 
+class Readers:
+    """The streams on which memory may be read that is to be used again: the legacy default stream, and those that were named."""
+
+    __slots__ = ("_anywhere", "_streams")
+
+    def __init__(self) -> None:
+        self._streams: Dict[int, Any] = {LEGACY_STREAM: None}  # with what keeps each
+        self._anywhere = False
+
+    def add(self, stream: Optional[int]) -> None:
+        """One more, which whoever asks uses just now; None for any."""
+        if stream is None or stream in (ANY_STREAM, PER_THREAD_STREAM):
+            self._anywhere = True
+        elif stream not in self._streams:
+            self._streams[stream] = _keeper_of(stream)
+
+    def wait(self, driver: Driver) -> None:
+        """Returns when all have come to the end of what they were given."""
+        event = driver.create_event()
+        try:
+            for stream in self._streams:
+                driver.record(event, stream)
+                driver.wait_for(event)
+        except CudaError:
+            # One was destroyed. Should the context be lost, as the error may say in either case, the next call says it again.
+            self._anywhere = True
+        finally:
+            driver.destroy_event(event)
+        if self._anywhere:
+            driver.finish_all()
+
+
+def _keeper_of(stream: int) -> Any:
+    """What keeps a stream: to name one that was destroyed is undefined (cuda_runtime_api.h, cudaStreamDestroy). CuPy destroys its own with
+    the last reference, often together with the array that is read there; torch and JAX keep theirs. It would be no better to wait for
+    the whole context instead: that spoils whatever graph is just being captured."""
+    cupy: Any = sys.modules.get("cupy")
+    with suppress(Exception):  # it is not there, or just being imported, or cannot use the GPU: then it is not who asks
+        current = cupy.cuda.get_current_stream()
+        if current.ptr == stream:
+            return current
+    return None
+
+
 class DeviceMemory:
-    """``nbytes`` bytes on a device. ``owner``: what keeps them."""
+    """``nbytes`` bytes on a device. ``owner``: what keeps them. ``readers``: to be told who may read them."""
 
-    __slots__ = ("__weakref__", "_address", "_device", "_devices", "_owner", "nbytes")
+    __slots__ = ("__weakref__", "_address", "_device", "_devices", "_owner", "_readers", "nbytes")
 
-    def __init__(self, devices: Devices, device: Device, address: int, nbytes: int, owner: Any = None) -> None:
+    def __init__(
+        self, devices: Devices, device: Device, address: int, nbytes: int, owner: Any = None, readers: Optional[Readers] = None
+    ) -> None:
         self.nbytes = nbytes
+        self._readers = readers
         self._devices: Optional[Devices] = devices
         self._device: Optional[Device] = device
         self._address = address
@@ -58,6 +107,8 @@ class DeviceMemory:
         Raises:
             TritonModelException: it cannot be had in this process.
         """
+        if self._readers is not None:
+            self._readers.add(stream)
         return self._address
 
     def tensor(self, name: str, dtype: DataType, shape: Sequence[int], offset: int, nbytes: int) -> DeviceTensor:
@@ -76,11 +127,13 @@ class DeviceMemory:
         releases.start()
         with devices.on(device) as driver:
             address = driver.allocate(max(nbytes, 1))
-        memory = cls(devices, device, address, nbytes)
+        readers = Readers()
+        memory = cls(devices, device, address, nbytes, readers=readers)
 
         def free() -> None:
             with devices.on(device) as driver:
-                driver.free(address)  # waits for whatever reads it
+                readers.wait(driver)  # which freeing may do, and need not (cuda.h)
+                driver.free(address)
 
         weakref.finalize(memory, releases.later, free).atexit = False
         return memory
@@ -89,16 +142,13 @@ class DeviceMemory:
 class Lease:
     """A block that was lent, until it is given back: when its memory is ``gone``, and the server was told that it was kept (``settle``)."""
 
-    __slots__ = ("_gone", "_settled", "_turn", "anywhere", "key", "place", "streams")
+    __slots__ = ("_gone", "_settled", "_turn", "key", "place", "readers")
 
     def __init__(self, key: Tuple[int, int]) -> None:
         self.key = key
         self.place: Optional[Tuple[Devices, Device]] = None
         """Set when this process has looked where the block is: only then can something have read it."""
-        self.streams: Set[int] = set()
-        """Those that may read it."""
-        self.anywhere = False
-        """Other streams may as well."""
+        self.readers = Readers()
         self._gone = self._settled = False
         self._turn: List[None] = [None]  # whoever takes it gives the block back: both sides may find that it is time
 
@@ -130,19 +180,7 @@ class Lease:
             return
         devices, device = self.place
         with devices.on(device) as driver:
-            event = driver.create_event()
-            try:
-                for stream in self.streams:
-                    driver.record(event, stream)
-                    driver.wait_for(event)
-            except CudaError as error:
-                if error.context_is_lost:
-                    raise
-                self.anywhere = True  # the stream was destroyed meanwhile
-            finally:
-                driver.destroy_event(event)
-            if self.anywhere:
-                driver.finish_all()
+            self.readers.wait(driver)
 
 
 class LentMemory(DeviceMemory):
@@ -152,7 +190,7 @@ class LentMemory(DeviceMemory):
 
     def __init__(self, segment: ImportedSegment, offset: int, nbytes: int) -> None:
         self.nbytes = nbytes
-        self._devices = self._device = self._owner = None
+        self._devices = self._device = self._owner = self._readers = None
         self._address = 0
         self._segment = segment
         self._offset = offset
@@ -172,10 +210,7 @@ class LentMemory(DeviceMemory):
 
     def address(self, stream: Optional[int] = LEGACY_STREAM) -> int:
         lease = self.lease
-        if stream is None:
-            lease.anywhere = True
-        else:
-            lease.streams.add(stream)
+        lease.readers.add(stream)
         if lease.place is None:
             devices, device = self.devices, self.device
             self._address = self._segment.open(devices, device) + self._offset

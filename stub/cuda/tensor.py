@@ -6,16 +6,13 @@ from typing import Any, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ...shm.cuda.driver import LEGACY_STREAM, PER_THREAD_STREAM
+from ...shm.cuda.driver import ANY_STREAM, LEGACY_STREAM
 from ...shm.dtype import DataType
 from .. import dlpack
 from ..error import TritonModelException
 from ..tensor import Tensor, device_number
 from .devices import devices
 from .memory import DeviceMemory
-
-_ANY = -1
-"""As a stream: the consumer synchronizes itself, with whatever stream it uses."""
 
 
 class DeviceTensor(Tensor):
@@ -87,7 +84,7 @@ class DeviceTensor(Tensor):
         """
         if stream is not None and (not isinstance(stream, int) or isinstance(stream, bool)):
             raise TypeError(f"stream must be an integer or None, not {type(stream).__name__}")
-        if stream is not None and (stream == 0 or stream < _ANY):
+        if stream is not None and (stream == 0 or stream < ANY_STREAM):
             raise ValueError(f"{stream} is no stream: 0 could be any of several default streams")
         versioned = max_version is not None and max_version[0] >= 1
         here = self.__dlpack_device__()
@@ -99,8 +96,7 @@ class DeviceTensor(Tensor):
             raise BufferError(f"the tensor '{self._name}' is on device {here} and cannot be exported to device {tuple(dl_device)}")
         if copy:
             return self._copied()._exported(None, versioned, copied=True)
-        known = stream is None or stream not in (_ANY, PER_THREAD_STREAM)
-        return self._exported((stream or LEGACY_STREAM) if known else None, versioned)
+        return self._exported(LEGACY_STREAM if stream is None else stream, versioned)
 
     def _exported(self, stream: Optional[int], versioned: bool, copied: bool = False) -> Any:
         address = self._memory.address(stream) + self._offset if self._nbytes else 0

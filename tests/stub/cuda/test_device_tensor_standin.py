@@ -282,6 +282,23 @@ def test_from_the_host_and_back(library: StandinCuda) -> None:
     until(lambda: not library.allocations)
 
 
+def test_its_memory_is_freed_when_nothing_reads_it_any_more(library: StandinCuda) -> None:
+    with devices.devices().driver.on(0):
+        reader = devices.devices().driver.create_stream()
+    library.streams[reader].free_to_run.clear()
+    tensor = Tensor("X", VALUES).to("cuda:0")
+    held = tensor.__dlpack__(stream=reader)
+    library.calls.clear()
+    del tensor, held
+    try:
+        until(lambda: library.calls.count("cuEventSynchronize") == 2)
+        assert library.allocations
+    finally:
+        library.streams[reader].free_to_run.set()
+    until(lambda: not library.allocations)
+    assert "cuCtxSynchronize" not in library.calls
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "", "cuda:0:0"])
 def test_what_is_no_device(device: str) -> None:
     with pytest.raises(TritonModelException, match="there is no device"):

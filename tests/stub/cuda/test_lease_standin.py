@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
+from types import SimpleNamespace
 from typing import Any, Iterator, List, Tuple
 
 import pytest
@@ -77,7 +79,9 @@ def test_both_at_once_give_it_back_once(memory: List[LentMemory], dropped: Any) 
     assert lease.settle() and all_given_back(dropped) == [KEY]
 
 
-@pytest.mark.parametrize("streams, events, everything", [([None], 0, 1), ([1], 1, 0), ([1, 1], 1, 0), ([1, None], 1, 1)])
+@pytest.mark.parametrize(
+    "streams, events, everything", [([None], 1, 1), ([1], 1, 0), ([1, 1], 1, 0), ([1, None], 1, 1), ([2], 1, 1), ([-1], 1, 1)]
+)
 def test_what_is_waited_for(
     memory: List[LentMemory], dropped: Any, library: StandinCuda, streams: List[Any], events: int, everything: int
 ) -> None:
@@ -88,6 +92,39 @@ def test_what_is_waited_for(
     memory.clear()
     assert all_given_back(dropped) == [KEY]
     assert (library.calls.count("cuEventRecord"), library.calls.count("cuCtxSynchronize")) == (events, everything)
+
+
+class CupyStream:
+    """A stream that is destroyed with the last reference, and the module of which it is the current one."""
+
+    def __init__(self) -> None:
+        with devices.devices().driver.on(0):
+            self.ptr = devices.devices().driver.create_stream()
+
+    @property
+    def cuda(self) -> Any:
+        return SimpleNamespace(get_current_stream=lambda: self)
+
+    def __del__(self) -> None:
+        with devices.devices().driver.on(0):
+            devices.devices().driver.destroy_stream(self.ptr)
+
+
+def test_a_stream_is_there_until_it_was_waited_for(
+    memory: List[LentMemory], dropped: Any, library: StandinCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = [CupyStream()]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "cupy", streams[0])
+        memory[0].address(streams[0].ptr)
+    number = streams.pop().ptr
+    assert number in library.streams
+    memory[0].lease.settle()
+    library.calls.clear()
+    memory.clear()
+    assert all_given_back(dropped) == [KEY]
+    assert (library.calls.count("cuEventRecord"), library.calls.count("cuCtxSynchronize")) == (2, 0), "that one, and the legacy one"
+    until(lambda: number in library.destroyed)
 
 
 def test_a_tensor_and_its_capsules_hold_it(memory: List[LentMemory], dropped: Any) -> None:
