@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 
@@ -39,4 +40,5 @@ def main(load: Any) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))  # where it is already, unless PYTHONSAFEPATH is set
     main(import_module("driver").load)

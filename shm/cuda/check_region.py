@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 
@@ -39,5 +40,6 @@ def main(load: Any, absent: Any) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))  # where it is already, unless PYTHONSAFEPATH is set
     found = import_module("driver")
     main(found.load, found.NoDriver)

@@ -5,7 +5,9 @@ Its output is a line for each device: the compute capability, such as "9.0". No 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 
@@ -18,4 +20,5 @@ def main(load: Any) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))  # where it is already, unless PYTHONSAFEPATH is set
     main(import_module("driver").load)
