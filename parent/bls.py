@@ -75,7 +75,9 @@ class Router:
                 caller.model.ask_again(caller, number)
                 return
             request = make_request(callee, call, respond)
-            request.device_outputs = callee.answers_on_device and not call.flags & HOST_OUTPUTS and request.trace is None
+            request.device_outputs = (
+                callee.answers_on_device and caller.model.opens_device_memory and not call.flags & HOST_OUTPUTS and request.trace is None
+            )
             caller.open_calls[number] = OpenCall(callee, request, bool(call.flags & BLOCKING))
             self._check_cycle(caller, number)
             blocks = []

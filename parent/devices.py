@@ -96,7 +96,8 @@ class DeviceMemory:
         return segment.id
 
     def refused(self, instance: Instance, arguments: Sequence[Any]) -> None:
-        """An instance cannot open a segment that it was told of: from now on its model gets its inputs in host memory.
+        """An instance cannot open a segment that it was told of: from now on its model gets inputs, and what it calls others for,
+        in host memory.
 
         Raises:
             ValueError, TypeError: the arguments are wrong.
@@ -107,10 +108,10 @@ class DeviceMemory:
         model = instance.model
         alive = [other for one in self._core.alive for other in one.instances if other.state.alive]
         exporter = next((other for other in alive if number in other.channel.loans.outputs), None)
-        if exporter is None or not model.takes_device_inputs:
+        if exporter is None or not model.opens_device_memory:
             return  # one that has ended says nothing of the next
         model.opens_device_memory = False
-        text = "instance '%s' cannot open device memory of another: %s; its model gets its inputs in host memory from now on"
+        text = "instance '%s' cannot open device memory of another: %s; its model gets all tensors in host memory from now on"
         logger.warning(text, instance.name, why, extra=about(instance.facts))
         until = asyncio.get_running_loop().time() + _DYING_SECONDS
         exporter.ended.add_done_callback(lambda _: self._reconsider(instance, until))

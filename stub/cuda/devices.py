@@ -68,9 +68,12 @@ class Devices:
         for device in list(self._known.values()):
             if device.uuid == uuid:
                 return device
-        for ordinal in range(self.driver.count()):
-            if self.driver.uuid(ordinal) == uuid:
-                return self.get(ordinal)
+        try:
+            ordinal = next((number for number in range(self.driver.count()) if self.driver.uuid(number) == uuid), None)
+        except CudaError as error:
+            raise TritonModelException(f"the GPU of the tensor cannot be looked for: {error}") from error
+        if ordinal is not None:
+            return self.get(ordinal)
         raise TritonModelException("the GPU of the tensor is not visible to this process (CUDA_VISIBLE_DEVICES)")
 
     @contextmanager

@@ -12,7 +12,8 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 
-from ...shm.cuda.driver import ANY_STREAM, LEGACY_STREAM, PER_THREAD_STREAM, CudaError, Driver
+from ...shm.cuda.driver import ANY_STREAM, LEGACY_STREAM, PER_THREAD_STREAM, CudaError, Driver, NoDriver
+from ..error import TritonModelException
 from .devices import Device, Devices, here
 from .releases import releases
 
@@ -200,7 +201,12 @@ class LentMemory(DeviceMemory):
 
     @property
     def devices(self) -> Devices:
-        return here()
+        try:
+            return here()
+        except TritonModelException as error:
+            if isinstance(error.__cause__, NoDriver):  # not that of the instance, if this is a process that it forked
+                self._segment.refuse(str(error.__cause__))
+            raise
 
     @property
     def device(self) -> Device:

@@ -58,6 +58,10 @@ class ImportedSegment(DeviceSegment):
         """A block of it, which is opened when its address is needed."""
         return LentMemory(self, offset, nbytes)
 
+    def refuse(self, why: str) -> None:
+        """Tells the server that this process cannot have it."""
+        self._refused(self.id, why)
+
     def find(self, devices: Devices) -> Device:
         """The device that it is on.
 
@@ -67,7 +71,7 @@ class ImportedSegment(DeviceSegment):
         try:
             return devices.find(self.uuid)
         except TritonModelException as error:
-            self._refused(self.id, str(error))
+            self.refuse(str(error))
             raise
 
     def open(self, devices: Devices, device: Device) -> int:
@@ -87,7 +91,7 @@ class ImportedSegment(DeviceSegment):
             try:
                 base = open_memory(driver, self.handle, self.size)
             except CannotOpen as error:
-                self._refused(self.id, str(error))
+                self.refuse(str(error))
                 raise TritonModelException(
                     f"the tensor's memory on GPU {device.ordinal} cannot be opened in this process: {error}"
                 ) from error

@@ -185,13 +185,15 @@ library.fails.clear()"""
 
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
-    """Servers of a test's own, with the models "makes" and "takes", and the ensemble "on_gpu" of both."""
+    """Servers of a test's own, with the models "makes" and "takes", the ensemble "on_gpu" of both, and, as a ``caller``, "bare"."""
     started = []
 
-    def start(check: Path = TESTS / "standin_check.py", **more: str) -> Server:
+    def start(check: Path = TESTS / "standin_check.py", caller: bool = False) -> Server:
         monkeypatch.setattr(devices, "CHECK", (sys.executable, str(check)))
         for name in ("makes", "takes"):
             gpu(tmp_path, name)
+        if caller:
+            scripted(tmp_path, "bare")
         (tmp_path / "on_gpu" / "1").mkdir(parents=True)
         (tmp_path / "on_gpu" / "config.pbtxt").write_text(ENSEMBLE % ENSEMBLES["on_gpu"])
         server = Server(tmp_path, options=options())
@@ -279,8 +281,38 @@ def test_who_cannot_open_it_gets_host_memory_from_then_on(fresh: Callable[..., S
     with caplog.at_level(logging.WARNING):
         answer = say(server, "makes", "result = said(call('takes', 'result = data.cpu()', on_gpu([1])).exec())")
         assert "cannot be opened in this process: cuIpcOpenMemHandle_v2: CUDA_ERROR_NOT_SUPPORTED (801)" in answer
-        until(lambda: "its model gets its inputs in host memory from now on" in caplog.text)
+        until(lambda: "its model gets all tensors in host memory from now on" in caplog.text)
     assert say(server, "makes", "result = said(call('takes', 'result = data.is_cpu()', on_gpu([1])).exec())") == "True"
+    assert say(server, "takes", CALLS_ONE_THAT_ANSWERS) == "True", "nor can it what others answer"
+
+
+CALLS_ONE_THAT_ANSWERS = """
+inner = "globals().update(model.gpu); returned = [pb_utils.InferenceResponse([on_gpu([4, 5])])]"
+(tensor,) = call('makes', inner).exec().output_tensors()
+result = tensor.cpu() is tensor"""
+
+
+@pytest.mark.parametrize(
+    "spoil, why",
+    [
+        ("devices._remember(devices.NoDriver('none'))", "this process cannot use one: none"),
+        ("library.fails['cuDeviceGetCount'] = 999", "cuDeviceGetCount: an unknown error"),
+    ],
+)
+def test_who_finds_no_gpu_gets_host_memory_from_then_on(fresh: Callable[..., Server], spoil: str, why: str) -> None:
+    server = fresh()
+    say(server, "takes", f"from stublet.stub.cuda import devices\ndevices.devices()._known.clear(); {spoil}")
+    ask = "result = said(call('takes', 'result = data.cpu() is data', on_gpu([1])).exec())"
+    assert why in say(server, "makes", ask)
+    until(lambda: say(server, "makes", ask) == "True")
+    assert say(server, "takes", CALLS_ONE_THAT_ANSWERS) == "True"
+
+
+def test_who_only_calls_and_cannot_read_the_answers_gets_host_memory_from_then_on(fresh: Callable[..., Server]) -> None:
+    server = fresh(caller=True)
+    ask = CALLS_ONE_THAT_ANSWERS.replace("tensor.cpu() is tensor", "(tensor.is_cpu(), raised(tensor.cpu))")
+    assert "this process cannot use one" in say(server, "bare", ask)
+    until(lambda: say(server, "bare", ask) == "(True, 'nothing')")
 
 
 def test_who_does_not_see_its_gpu_gets_host_memory_from_then_on(fresh: Callable[..., Server], caplog: pytest.LogCaptureFixture) -> None:
@@ -290,7 +322,7 @@ def test_who_does_not_see_its_gpu_gets_host_memory_from_then_on(fresh: Callable[
     with caplog.at_level(logging.WARNING):
         answer = say(server, "makes", "result = said(call('takes', 'result = data.cpu()', on_gpu([1])).exec())")
         assert "the GPU of the tensor is not visible to this process (CUDA_VISIBLE_DEVICES)" in answer
-        until(lambda: "its model gets its inputs in host memory from now on" in caplog.text)
+        until(lambda: "its model gets all tensors in host memory from now on" in caplog.text)
     assert say(server, "makes", "result = said(call('takes', 'result = data.is_cpu()', on_gpu([1])).exec())") == "True"
 
 
@@ -306,7 +338,7 @@ def test_a_step_that_cannot_open_it_gets_host_memory_from_then_on(fresh: Callabl
     say(server, "takes", "library.fails['cuIpcOpenMemHandle_v2'] = 801")
     with caplog.at_level(logging.WARNING), pytest.raises(ServerError, match="CUDA_ERROR_NOT_SUPPORTED"):
         through()
-    until(lambda: "its model gets its inputs in host memory from now on" in caplog.text)
+    until(lambda: "its model gets all tensors in host memory from now on" in caplog.text)
     assert through() == "[1.0, 2.0]" and through("result = data.is_cpu()") == "True"
 
 
@@ -318,7 +350,7 @@ def test_memory_that_goes_before_the_process_that_exports_it(fresh: Callable[...
     with caplog.at_level(logging.WARNING):
         say(server, "makes", "for allocation in library.allocations.values(): os.close(allocation.fd); allocation.fd = -1")
         assert "CUDA_ERROR_INVALID_HANDLE" in say(server, "takes", "result = raised(model.kept.cpu); model.kept = None")
-        until(lambda: "its model gets its inputs in host memory from now on" in caplog.text)
+        until(lambda: "its model gets all tensors in host memory from now on" in caplog.text)
     os.kill(pid, signal.SIGKILL)
     until(lambda: Scripted(server, "makes").pids not in ([], [pid]))
     assert say(server, "makes", f"result = said(call('takes', {DESCRIBE!r}, on_gpu([1])).exec())") == "(False, [1.0])"
