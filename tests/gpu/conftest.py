@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+import uvloop
 from stublet.shm.cuda import list_devices
 
 
@@ -23,3 +24,9 @@ def gpu() -> None:
     if os.environ.get("REQUIRE_GPU") == "1":
         pytest.fail(f"REQUIRE_GPU=1, but {missing}")
     pytest.skip(missing)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libuv(gpu: None) -> None:
+    """libuv makes a pipe with the first loop of a process and keeps it; no test should be charged with it."""
+    uvloop.new_event_loop().close()
