@@ -27,7 +27,7 @@ from .service import GrpcService, InferHandlers
 from .threaded import threaded
 
 _THREADS = 64
-"""For the calls that are answered in threads. Loading a model takes one for as long as it lasts."""
+"""For the calls that are answered in threads. None takes one for long."""
 
 _STOP_SECONDS = 5.0
 """So long grpcio's threads may take to end when their time is over."""
@@ -43,14 +43,13 @@ _NOT_IMPLEMENTED = "Method not implemented!"
 class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """``grpc.health.v1.Health``: SERVING while the server is ready."""
 
-    def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, core: Core) -> None:
         self._core = core
-        self._loop = loop
 
-    def Check(self, request: Any, context: Any) -> Any:
+    async def Check(self, request: Any, context: Any) -> Any:
         if request.service not in ("", SERVICE):
             raise NotFound(f"unknown service '{request.service}'")
-        ready = asyncio.run_coroutine_threadsafe(self._core.check_ready(), self._loop).result()
+        ready = await self._core.check_ready()
         status = health_pb2.HealthCheckResponse
         return status(status=status.SERVING if ready else status.NOT_SERVING)
 
@@ -90,9 +89,9 @@ class GrpcServer:
         self._executor.bound(self._server, options.max_calls)
         add_servicer(GrpcService(core, self._loop), self._server)
         health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        health_pb2_grpc.add_HealthServicer_to_server(_Health(core, self._loop), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(_Health(core), self._server)
         # In the place of the servicers'.
-        checks = self._threaded(_Health(core, self._loop), health_pb2, "Health")
+        checks = self._threaded(_Health(core), health_pb2, "Health")
         self._server.add_registered_method_handlers(health, {**checks, "Watch": stream(_watch)})
         calls = self._threaded(GrpcService(core, self._loop), pb, "GRPCInferenceService")
         infer = {"ModelInfer": unary(self._handlers.infer), "ModelStreamInfer": stream(self._handlers.stream)}
@@ -113,7 +112,9 @@ class GrpcServer:
         """Handlers for those of a service's calls that have one message either way."""
         methods = [one for one in module.DESCRIPTOR.services_by_name[service].methods if not one.server_streaming]
         types = {one.name: getattr(module, one.input_type.name) for one in methods}
-        return {name: unary(threaded(self._executor, getattr(servicer, name), kind), _KEPT_CALLS) for name, kind in types.items()}
+        return {
+            name: unary(threaded(self._executor, self._loop, getattr(servicer, name), kind), _KEPT_CALLS) for name, kind in types.items()
+        }
 
     def start(self) -> None:
         """Accepts calls from now on."""

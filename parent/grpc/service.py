@@ -1,13 +1,13 @@
 """The calls of ``inference.GRPCInferenceService``, but for how messages and tensors look (spec 6.2, 6.7, 6.9 to 6.12).
 
-``ModelInfer`` and ``ModelStreamInfer`` go on in the thread that takes events. All others are few and run in threads of grpcio's, from
-where they ask the server's loop.
+``ModelInfer`` and ``ModelStreamInfer`` go on in the thread that takes events. All others are few: those that may take long run in the
+server's loop, and the rest in threads of grpcio's, from where they ask it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Callable, Coroutine, Dict, List, Mapping, Optional, Set, TypeVar, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Set, TypeVar, Union
 
 from ..core import Core, version_number
 from ..errors import InvalidArgument, NotFound, ServerError, Unavailable, Unsupported
@@ -185,12 +185,12 @@ class GrpcService(Servicer):  # type: ignore[misc]
     def ServerLive(self, request: Any, context: Any) -> Any:
         return pb.ServerLiveResponse(live=True)
 
-    def ServerReady(self, request: Any, context: Any) -> Any:
-        return pb.ServerReadyResponse(ready=self._await(self._core.check_ready()))
+    async def ServerReady(self, request: Any, context: Any) -> Any:
+        return pb.ServerReadyResponse(ready=await self._core.check_ready())
 
-    def ModelReady(self, request: Any, context: Any) -> Any:
+    async def ModelReady(self, request: Any, context: Any) -> Any:
         try:
-            ready = self._await(self._core.model_ready(request.name, request.version))
+            ready = await self._core.model_ready(request.name, request.version)
         except NotFound:
             ready = False
         return pb.ModelReadyResponse(ready=ready)
@@ -220,7 +220,7 @@ class GrpcService(Servicer):  # type: ignore[misc]
         rows = self._in_loop(self._core.repository_index, request.ready)
         return pb.RepositoryIndexResponse(models=[{**row} for row in rows_without_paths(rows, self._core.options.expose_tracebacks)])
 
-    def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
+    async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
         _refuse_repository(request)
         config = ""
         files: Dict[str, bytes] = {}
@@ -237,10 +237,10 @@ class GrpcService(Servicer):  # type: ignore[misc]
             else:
                 raise InvalidArgument(f"unrecognized load parameter '{key}'.")
         with paths_hidden(self._core.options.expose_tracebacks):
-            self._await(self._core.load_model(request.model_name, config, files or None))
+            await self._core.load_model(request.model_name, config, files or None)
         return pb.RepositoryModelLoadResponse()
 
-    def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
+    async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
         _refuse_repository(request)
         dependents = False
         if "unload_dependents" in request.parameters:
@@ -248,7 +248,7 @@ class GrpcService(Servicer):  # type: ignore[misc]
             if parameter.WhichOneof("parameter_choice") != "bool_param":
                 raise InvalidArgument("invalid value type for 'unload_dependents' parameter, expected bool_param.")
             dependents = parameter.bool_param
-        self._await(self._core.unload_model(request.model_name, dependents))
+        await self._core.unload_model(request.model_name, dependents)
         return pb.RepositoryModelUnloadResponse()
 
     # Shared memory of clients
@@ -269,8 +269,9 @@ class GrpcService(Servicer):  # type: ignore[misc]
         regions = {region["name"]: region for region in self._core.client_memory.cuda_status(request.name)}
         return pb.CudaSharedMemoryStatusResponse(regions=regions)
 
-    def CudaSharedMemoryRegister(self, request: Any, context: Any) -> Any:
-        self._core.client_memory.register_cuda(request.name, request.raw_handle, request.device_id, request.byte_size)
+    async def CudaSharedMemoryRegister(self, request: Any, context: Any) -> Any:
+        where = request.device_id, request.byte_size
+        await self._loop.run_in_executor(None, self._core.client_memory.register_cuda, request.name, request.raw_handle, *where)
         return pb.CudaSharedMemoryRegisterResponse()
 
     def CudaSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
@@ -317,14 +318,11 @@ class GrpcService(Servicer):  # type: ignore[misc]
 
     # In the server's loop
 
-    def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-
     def _in_loop(self, function: Callable[..., T], *arguments: Any) -> T:
         async def call() -> T:
             return function(*arguments)
 
-        return self._await(call())
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result()
 
 
 def _refuse_repository(request: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Iterator, List
 import grpc
 import pytest
 from grpc_client import SECONDS, Client, add, failure, pb
-from model_repository import copy_model
+from model_repository import copy_model, write_model
 from server_process import ServerProcess, serving, until
 
 TOO_MANY = "UNAVAILABLE: too many calls: try again later"
@@ -124,3 +124,35 @@ def test_clients_that_send_no_message(grpc_core: None, tmp_path: Path) -> None:
             assert call.code() is grpc.StatusCode.UNIMPLEMENTED
             assert call.details() == "the call requires exactly one request message."
         assert [list(one) for one in streams] == [[]] * 80
+
+
+WAITS = """
+import time, pathlib
+
+class TritonPythonModel:
+    def initialize(self, args):
+        print("begins", flush=True)
+        while not pathlib.Path({gate!r}).exists():
+            time.sleep(0.01)
+
+    def execute(self, requests):
+        return []
+"""
+
+
+def test_models_that_take_long_to_load(grpc_core: None, tmp_path: Path) -> None:
+    """More of them than the server has threads: probes are answered all the same."""
+    copy_model(tmp_path / "models", "add_sub")
+    gate = tmp_path / "gate"
+    write_model(tmp_path / "models", "waits", WAITS.format(gate=str(gate)))
+    explicit = ("--model-control-mode", "explicit", "--load-model", "add_sub", "--grpc-port", "0")
+    with serving(tmp_path, tmp_path / "models", *explicit) as server, Client(server.grpc_address) as client:
+        load, waits = client.stub.RepositoryModelLoad, pb.RepositoryModelLoadRequest(model_name="waits")
+        loads = [load.future(waits, timeout=SECONDS) for _ in range(100)]
+        until(lambda: "begins" in server.log, what="the load of the model")
+        assert client.stub.ServerLive(pb.ServerLiveRequest(), timeout=2).live
+        assert client.stub.ServerReady(pb.ServerReadyRequest(), timeout=2)
+        assert ready(client)
+        gate.touch()
+        for one in loads:
+            one.result(SECONDS)
