@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Union
 
-from ..shm.arena import Arena, Block
+from ..shm.arena import Arena, Block, size_class
 from ..shm.errors import OutOfSharedMemory
 from ..shm.segment import Segment, whole_pages
 from . import classification, model_config
@@ -268,7 +268,7 @@ class Servable(ABC):
         try:
             return self.arena.allocate(nbytes)
         except OutOfSharedMemory:
-            self.arena.add(self._create_anyway(max(nbytes, self.server.options.backend.shm_growth_byte_size)))
+            self.arena.add(self._create_anyway(max(size_class(nbytes), self.server.options.backend.shm_growth_byte_size)))
             return self.arena.allocate(nbytes)
 
     def shed(self, at_once: bool) -> List[int]:
