@@ -9,6 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Awaitable, Collection, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
+from ..shm.errors import OutOfSharedMemory
 from . import version
 from .bls import Router
 from .cache.response_cache import ResponseCache
@@ -285,6 +286,18 @@ class Core:
                     self._forget_soon(shed)
         ended = time.monotonic()
         self._may_shed_at = ended + 9 * (ended - began)
+
+    def take_for_body(self, nbytes: int) -> None:
+        """Counts memory for a body, or a part of one, that is gathered before it can be read. In any thread, under the lock of no model.
+
+        Raises:
+            OutOfSharedMemory: it would be too much.
+        """
+        try:
+            self.request_memory.take(nbytes, "memory")
+        except OutOfSharedMemory:
+            self.shed_requests()
+            self.request_memory.take(nbytes, "memory")
 
     def _forget_soon(self, segments: Sequence[int]) -> None:
         self._loop.call_soon_threadsafe(self.forget, segments)

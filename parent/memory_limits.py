@@ -16,13 +16,16 @@ LIMIT_PARAMETER = "shm_limit"
 LEAST_LIMIT = 1 << 20
 """No limit is below what every model and every instance begins with."""
 
+UNCOUNTED_BYTES = 64 << 10
+"""A body that is gathered outside of shared memory counts from this size on."""
+
 _SHARE = 2
 """By default, requests may have one in so many bytes of the memory there is, and so may an instance."""
 
 
 @dataclass(slots=True)
 class MemoryOptions:
-    """``max_inflight_bytes``: shared memory for the inputs of all requests together. ``limit_per_instance``: shared memory for the outputs of
+    """``max_inflight_bytes``: memory for the inputs of all requests together. ``limit_per_instance``: shared memory for the outputs of
     an instance. 0 for half of the machine's memory, or of the container's. ``idle_secs``: memory that is in no use for so long goes back to
     the system."""
 
@@ -32,7 +35,7 @@ class MemoryOptions:
 
 
 class RequestMemory:
-    """What the request arenas of all models have between them. In any thread.
+    """What the request arenas of all models have between them, and the bodies that are not there yet. In any thread.
 
     Args:
         most: in bytes.
@@ -43,8 +46,8 @@ class RequestMemory:
         self.taken = 0
         self._lock = threading.Lock()
 
-    def take(self, nbytes: int) -> None:
-        """Counts a segment that is about to be made.
+    def take(self, nbytes: int, what: str = "shared memory") -> None:
+        """Counts a segment that is about to be made, or a part of a body that arrives.
 
         Raises:
             OutOfSharedMemory: it would be too much.
@@ -52,7 +55,7 @@ class RequestMemory:
         with self._lock:
             if self.taken + nbytes > self.most:
                 raise OutOfSharedMemory(
-                    f"{nbytes} bytes of shared memory are needed, but requests have {self.taken} of the {self.most} bytes that they may have "
+                    f"{nbytes} bytes of {what} are needed, but requests have {self.taken} of the {self.most} bytes that they may have "
                     "at a time (--max-inflight-bytes)"
                 )
             self.taken += nbytes
@@ -63,7 +66,7 @@ class RequestMemory:
             self.taken += nbytes
 
     def give_back(self, nbytes: int) -> None:
-        """A segment is no more."""
+        """A segment is no more, or a body was read."""
         with self._lock:
             self.taken -= nbytes
 

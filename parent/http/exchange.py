@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
-from typing import Any, Awaitable, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import msgspec
 
+from ...shm.errors import OutOfSharedMemory
+from ..errors import Unavailable
+from ..memory_limits import UNCOUNTED_BYTES
 from ..tracing.trace import Trace
 from ..tracing.tracer import Tracer
 from . import json_tensor
 from .json_document import check_size
 from .tracing import RECV_END, SEND_END, SEND_START, begin_trace
+
+if TYPE_CHECKING:
+    from ..core import Core
 
 Scope = Dict[str, Any]
 Receive = Callable[[], Awaitable[Dict[str, Any]]]
@@ -30,12 +36,13 @@ class Disconnected(Exception):
 
 
 class Exchange:
-    """A request, whose ``scope`` is ASGI's, and the way of its answer. ``started`` once the head of an answer was sent. ``trace``, if it has
+    """A request to ``core``, whose ``scope`` is ASGI's, and the way of its answer. ``started`` once the head of an answer was sent. ``trace``, if it has
     one, must be held by nobody else for longer than the request: an exception may keep the variables of whoever raised it."""
 
-    __slots__ = ("receive", "scope", "send", "started", "trace")
+    __slots__ = ("_core", "receive", "scope", "send", "started", "trace")
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, core: Core, scope: Scope, receive: Receive, send: Send) -> None:
+        self._core = core
         self.scope = scope
         self.receive = receive
         self.send = send
@@ -71,13 +78,23 @@ class Exchange:
 
         Raises:
             InvalidArgument: it is longer than ``limit`` bytes.
+            Unavailable: there is no room for it.
             Disconnected: the client has gone.
         """
-        body, more = bytearray(), True
-        while more:
-            chunk, more = await self.chunk()
-            check_size(len(body) + len(chunk), limit)
-            body += chunk
+        body, more, counted = bytearray(), True, 0
+        try:
+            while more:
+                chunk, more = await self.chunk()
+                nbytes = len(body) + len(chunk)
+                check_size(nbytes, limit)
+                if nbytes > UNCOUNTED_BYTES:
+                    self._core.take_for_body(nbytes - counted)
+                    counted = nbytes
+                body += chunk
+        except OutOfSharedMemory as error:
+            raise Unavailable(f"the body of a request finds no room: {error}") from error
+        finally:
+            self._core.request_memory.give_back(counted)
         return body
 
     async def document(self, limit: int, default: Any = ...) -> Any:

@@ -133,7 +133,7 @@ class HttpFrontEnd:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(self.core, scope, receive, send)
         try:
             await self._serve(exchange)
         except ServerError as error:

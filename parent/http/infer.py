@@ -11,6 +11,7 @@ from ...shm.arena import Block
 from ...shm.dtype import BYTES, element_count
 from ...shm.errors import OutOfSharedMemory
 from ..errors import InvalidArgument, ServerError
+from ..memory_limits import UNCOUNTED_BYTES
 from ..request import Outcome, Request
 from ..slabs import Place, request_at
 from ..validation import GivenInput, check_strings, lay_out
@@ -40,6 +41,7 @@ class InferBody:
         self._header_length = header_length
         self._content_length = content_length
         self._buffer = bytearray()
+        self._counted = 0  # bytes of it, of what requests may have
         self._received = 0
         self._block: Union[Block, Place, None] = None
         self._header: Optional[InferHeader] = None
@@ -62,6 +64,7 @@ class InferBody:
         self._received += len(chunk)
         if self._whole:
             self._check_limit(self._received)
+            self._count(self._content_length or self._received)
             self._buffer += chunk
             return
         if self._header is None:
@@ -73,11 +76,12 @@ class InferBody:
             if not self._buffer and len(chunk) >= missing:
                 head = chunk[:missing]
             else:
+                self._count(self._header_length)
                 self._buffer += chunk[:missing]
                 if len(self._buffer) < self._header_length:
                     return
                 head = bytes(self._buffer)
-                self._buffer.clear()
+                self._drop_buffer()
             self._begin(remembered_header(self._model, head))
             if len(chunk) > missing:
                 self._fill(memoryview(chunk)[missing:])
@@ -90,6 +94,7 @@ class InferBody:
         Raises:
             InvalidArgument, Unsupported, Unavailable: as ``feed``.
         """
+        self._uncount()  # what is made of it takes its place before anyone else can
         if self._raw:
             self._finish_raw()
         elif self._whole:
@@ -118,10 +123,28 @@ class InferBody:
 
     def abandon(self) -> None:
         """Gives the memory back."""
-        self._buffer.clear()
+        self._drop_buffer()
         if self._block is not None:
             self._block.arena.dropped.append(self._block)
             self._block = None
+
+    def _count(self, nbytes: int) -> None:
+        """The buffer has, or will have, so many bytes."""
+        if nbytes > self._counted and nbytes > UNCOUNTED_BYTES:
+            try:
+                self._model.server.take_for_body(nbytes - self._counted)
+            except OutOfSharedMemory as error:
+                raise self._model.no_room(error) from error
+            self._counted = nbytes
+
+    def _uncount(self) -> None:
+        if self._counted:
+            self._model.server.request_memory.give_back(self._counted)
+            self._counted = 0
+
+    def _drop_buffer(self) -> None:
+        self._buffer.clear()
+        self._uncount()
 
     def _begin(self, header: InferHeader) -> None:
         if self._content_length is not None and not self._raw:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import select
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Iterator, List
 
 import grpc_client
 import numpy as np
 import pytest
-from http_wire import Answer, Wire, infer, tensor
+from http_wire import Answer, Wire, infer, request, tensor
 from model_repository import ECHO, write_model
 from scripted import MEBI, Scripted, scripted
 from server_process import ServerProcess, run_serve, until
@@ -183,6 +184,40 @@ def test_one_more_refusal_costs_next_to_nothing(busy: ServerProcess) -> None:
         for _ in range(20):
             assert ask(wire, "first", 9 * MEBI).status == 503
         assert ask(wire, "first", MEBI).status == 200
+
+
+CHUNKED = {"transfer-encoding": "chunked", "content-length": ""}
+BODIES = {
+    "direct": ("/v2/models/first/infer", {}),
+    "chunked": ("/v2/models/first/infer", CHUNKED),
+    "header": ("/v2/models/first/infer", {"inference-header-content-length": str(4 * MEBI)}),
+    "asgi": ("/v2/models/first/infer", {"accept-encoding": "identity"}),
+    "generate": ("/v2/models/first/generate", {}),
+    "load": ("/v2/repository/models/first/load", {}),
+}
+
+
+@pytest.mark.parametrize("way", BODIES)
+def test_bodies_that_are_not_complete_count(busy: ServerProcess, way: str) -> None:
+    """They are kept outside of shared memory, which makes them no smaller."""
+    path, headers = BODIES[way]
+    nbytes = 4 * MEBI
+    part = bytes(nbytes - MEBI)
+    text = b"%x\r\n" % nbytes + part if headers is CHUNKED else part
+    start = request("POST", path, headers={"content-length": str(nbytes), **headers}) + text
+    with ExitStack() as stack:
+        wires = [stack.enter_context(busy.wire()) for _ in range(4)]
+        for wire in wires:
+            wire.send(start)
+        refused, _, _ = select.select([wire.socket for wire in wires], [], [], 20)
+        assert refused, "nobody was refused"
+        answer = next(wire for wire in wires if wire.socket in refused).answer()
+        assert answer.status == 503
+        assert " bytes of memory are needed, but requests have " in answer.error
+        assert answer.error.endswith(f"of the {8 * MEBI} bytes that they may have at a time (--max-inflight-bytes)")
+        assert len(refused) < 4, "some of them fit"
+    with busy.wire() as wire:
+        until(lambda: ask(wire, "second", 7 * MEBI).status == 200, what="the return of what they had")
 
 
 def test_a_warm_up_that_would_take_more_than_requests_may_have(tmp_path: Path) -> None:
