@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -144,7 +144,8 @@ class BoundedProtocol(HttpToolsProtocol):
             return  # lost since the list of them was made
         to_go = self.transport.get_write_buffer_size()
         phase = self._phase(to_go)
-        self.sighting, expired = judge(self._door.limits, self.sighting, now, phase, to_go if phase is Phase.WRITING else self._received)
+        nbytes, announced = self._progress() if phase is _BODY else (to_go, 0)
+        self.sighting, expired = judge(self._door.limits, self.sighting, now, phase, nbytes, announced)
         if not expired:
             return
         if phase is Phase.WRITING or self.transport.is_closing():
@@ -164,6 +165,11 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             return Phase.ANSWERING
         return self.reading
+
+    def _progress(self) -> Tuple[int, int]:
+        """How many bytes of the body that is being read have come, and how many there will be, 0 if that is not known."""
+        length = next((value for name, value in self.headers if name == b"content-length"), b"0")
+        return self._received, int(length)
 
     def _responding(self) -> bool:
         """Whether an answer to the request that is being read has begun."""

@@ -30,6 +30,9 @@ JSON = (b"content-type", b"application/json")
 NAMES_AS_SENT = "stublet.header_names"
 """In a scope, from a server that has it: the names of the headers as the client wrote them."""
 
+BODY = "stublet.body"
+"""In a scope, from the front end: the body of an inference, which knows how much of it is there."""
+
 
 class Disconnected(Exception):
     """The client went away before its request was complete, or before it was answered."""

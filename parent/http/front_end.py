@@ -19,7 +19,7 @@ from ..parameters import with_custom
 from ..request import Outcome, drop
 from ..restricted_apis import parse_restrictions
 from . import compression, infer, response, schemas
-from .exchange import JSON, Disconnected, Exchange, Headers, Receive, Scope, Send
+from .exchange import BODY, JSON, Disconnected, Exchange, Headers, Receive, Scope, Send
 from .generate import GenerateApi
 from .instances import InstancesApi
 from .metadata import MetadataApi
@@ -193,7 +193,7 @@ class HttpFrontEnd:
         decoder = compression.decoder_for(about.content_encoding) if about.content_encoding else None
         # The length of a compressed body says nothing about what it holds.
         length = None if decoder else about.content_length
-        body = infer.InferBody(model, about.header_length, length, self.limit)
+        body = exchange.scope[BODY] = infer.InferBody(model, about.header_length, length, self.limit)
         try:
             await _read_body(exchange, body, decoder)
             header, block = body.finish()

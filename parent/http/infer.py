@@ -54,6 +54,12 @@ class InferBody:
         elif header_length is not None:
             self._check_limit(header_length)
 
+    def progress(self) -> Tuple[int, int]:
+        """How many bytes have come, and how many there will be, 0 if that is not known yet."""
+        if self._content_length is None and self._header is not None:
+            return self._received, (self._header_length or 0) + self._header.binary_bytes
+        return self._received, self._content_length or 0
+
     def feed(self, chunk: bytes) -> None:
         """Takes the next bytes.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Tuple
 
 import msgspec
 
@@ -22,7 +22,7 @@ from ..servable import Servable
 from ..tracing.trace import Trace
 from . import infer, response
 from .bounded import BoundedProtocol
-from .exchange import NAMES_AS_SENT
+from .exchange import BODY, NAMES_AS_SENT
 from .front_end import NO_DECOUPLED, HttpFrontEnd, InferFields
 from .limits import Phase
 from .tracing import RECV_END, SEND_END, SEND_START, begin_trace
@@ -242,6 +242,11 @@ class InferProtocol(BoundedProtocol):
         super().connection_lost(exc)
         # Without it, connection and cycle hold each other, and all that the request brought, until the garbage collector comes by.
         self.cycle = self._asgi_cycle = None
+
+    def _progress(self) -> Tuple[int, int]:
+        cycle = self.cycle
+        body: Any = cycle.body if type(cycle) is InferCycle else self.scope.get(BODY)
+        return super()._progress() if body is None or cycle.response_complete else body.progress()
 
     def _infer_cycle(self) -> Optional[InferCycle]:
         """The short way for the request whose headers are complete; None if it has to take the long one."""

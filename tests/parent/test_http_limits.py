@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from typing import Iterator, List, Tuple
+from typing import Iterator, List, Tuple, Union
 
 import pytest
 from stublet.parent.descriptors import affordable, raise_limit
@@ -12,13 +12,13 @@ from stublet.parent.http.limits import LEAST_BYTES_PER_SECOND, HttpLimits, Phase
 LIMITS = HttpLimits(client_timeout=10, idle_timeout=100)
 ENOUGH = 10 * LEAST_BYTES_PER_SECOND
 
-Look = Tuple[float, Phase, int]
+Look = Union[Tuple[float, Phase, int], Tuple[float, Phase, int, int]]
 
 
 def cut_off(looks: List[Look]) -> List[bool]:
     before, found = None, []
-    for now, phase, nbytes in looks:
-        before, expired = judge(LIMITS, before, now, phase, nbytes)
+    for look in looks:
+        before, expired = judge(LIMITS, before, *look)
         found.append(expired)
     return found
 
@@ -31,10 +31,22 @@ def cut_off(looks: List[Look]) -> List[bool]:
         [(0, Phase.BODY, 5), (9, Phase.BODY, 5), (10, Phase.BODY, 5)],
         [(0, Phase.BODY, 0), (10, Phase.BODY, ENOUGH), (20, Phase.BODY, 2 * ENOUGH - 1)],
         [(0, Phase.WRITING, 9 * ENOUGH), (10, Phase.WRITING, 8 * ENOUGH), (20, Phase.WRITING, 8 * ENOUGH)],
+        [(0, Phase.BODY, 0, 40 * ENOUGH), (10, Phase.BODY, 2 * ENOUGH, 40 * ENOUGH), (20, Phase.BODY, 4 * ENOUGH - 1, 40 * ENOUGH)],
         [(0, Phase.WRITING, 10), (10, Phase.WRITING, 9)],
+        [(0, Phase.WRITING, 40 * ENOUGH), (10, Phase.WRITING, 38 * ENOUGH), (20, Phase.WRITING, 36 * ENOUGH + 1)],
         [(0, Phase.HEAD, 0), (9, Phase.BODY, 0), (18, Phase.BODY, 1), (19, Phase.BODY, 1)],
     ],
-    ids=["head", "idle", "no body", "body too slow", "stops reading", "reads too slowly", "another phase, another time"],
+    ids=[
+        "head",
+        "idle",
+        "no body",
+        "body too slow",
+        "stops reading",
+        "large body too slow",
+        "reads too slowly",
+        "reads a lot too slowly",
+        "another phase, another time",
+    ],
 )
 def test_clients_that_take_too_long(looks: List[Look]) -> None:
     assert cut_off(looks) == [False] * (len(looks) - 1) + [True]
@@ -45,10 +57,11 @@ def test_clients_that_take_too_long(looks: List[Look]) -> None:
     [
         [(0, Phase.ANSWERING, 0), (10_000, Phase.ANSWERING, 0)],
         [(10.0 * i, Phase.BODY, i * ENOUGH) for i in range(100)],
-        [(10.0 * i, Phase.WRITING, (100 - i) * ENOUGH) for i in range(100)],
+        [(10.0 * i, Phase.BODY, 2 * i * ENOUGH, 40 * ENOUGH) for i in range(20)],
+        [(10.0 * i, Phase.WRITING, (20 - i) * ENOUGH) for i in range(20)],
         [(0, Phase.HEAD, 0), (9, Phase.ANSWERING, 0), (18, Phase.HEAD, 0), (27, Phase.ANSWERING, 0)],
     ],
-    ids=["the server's turn", "slow sender", "slow reader", "in turns"],
+    ids=["the server's turn", "slow sender", "slow sender of a lot", "slow reader", "in turns"],
 )
 def test_clients_that_may_go_on(looks: List[Look]) -> None:
     assert not any(cut_off(looks))
@@ -56,8 +69,8 @@ def test_clients_that_may_go_on(looks: List[Look]) -> None:
 
 def test_another_request_has_its_own_time() -> None:
     before, _ = judge(LIMITS, None, 0, Phase.HEAD, 0)
-    assert before == Sighting(Phase.HEAD, 0, 0)
-    assert judge(LIMITS, None, 11, Phase.HEAD, 0) == (Sighting(Phase.HEAD, 11, 0), False)
+    assert before == Sighting(Phase.HEAD, 0, 0, 0)
+    assert judge(LIMITS, None, 11, Phase.HEAD, 0) == (Sighting(Phase.HEAD, 11, 0, 0), False)
     assert judge(LIMITS, before, 11, Phase.HEAD, 0) == (before, True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -159,6 +160,29 @@ def test_a_client_that_sends_byte_by_byte(hasty: ServerProcess, sent: bytes) -> 
                 break
             answer += data
         assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+
+
+@pytest.mark.parametrize("way", [*WAYS, {"transfer-encoding": "chunked", "content-length": ""}], ids=["direct", "asgi", "chunked"])
+def test_a_large_body_takes_no_longer_than_a_small_one(hasty: ServerProcess, way: Headers) -> None:
+    """What would do for a small one holds the memory of a large one for too long."""
+    nbytes, piece = 16 << 20, 4096
+    text = json.dumps(large(nbytes)).encode()
+    length = len(text) + nbytes
+    headers = {"inference-header-content-length": str(len(text)), "content-length": str(length), **way}
+    with hasty.wire() as wire:
+        wire.send(request("POST", "/v2/models/vector/infer", headers=headers))
+        wire.send(b"%x\r\n" % length if "transfer-encoding" in way else b"", text)
+        wire.socket.settimeout(0.1)
+        sent = 0
+        while True:
+            try:
+                assert wire.answer().status == 408
+                break
+            except TimeoutError:
+                wire.send(bytes(piece))
+                sent += piece
+            assert sent < nbytes / 20, "it is served all the same"
+    until(lambda: used(hasty) < nbytes, what="the return of its memory")
 
 
 def test_a_refused_request_whose_body_does_not_end(hasty: ServerProcess) -> None:
