@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Optional, Tuple
 
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from .door import Door
+from .door import LINGER_SECONDS, Door
 from .limits import Phase, Sighting, judge
 
 _LONGEST_HEAD = 64 << 10
@@ -31,6 +31,20 @@ _IDLE, _HEAD, _BODY = Phase.IDLE, Phase.HEAD, Phase.BODY
 
 class _TooMany(Exception):
     """Ends the parsing of what a client sends."""
+
+
+class _Ending:
+    """The transport, as uvicorn has it that answers the last request of a connection."""
+
+    __slots__ = ("_protocol", "is_closing", "write")
+
+    def __init__(self, protocol: BoundedProtocol) -> None:
+        self._protocol = protocol
+        self.write = protocol.transport.write
+        self.is_closing = protocol.transport.is_closing
+
+    def close(self) -> None:
+        self._protocol.end()
 
 
 class _Flow(FlowControl):
@@ -63,6 +77,10 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._door = door
         self.reading = _HEAD
+        self.ending = False
+        """The last answer was given, and the rest of its request is still to come."""
+        self.deaf = False
+        """There is no telling what comes."""
         self._received = 0
         self._chunks = 0
         self.sighting: Optional[Sighting] = None
@@ -81,6 +99,8 @@ class BoundedProtocol(HttpToolsProtocol):
         del self.flow  # it holds the connection, which would then be there until the garbage collector comes by
 
     def data_received(self, data: bytes) -> None:
+        if self.deaf:
+            return
         reading = self.reading
         super().data_received(data)
         # Only data that is nothing but a part of a head, or of a body, counts: what begins one may be mostly what is before it.
@@ -100,6 +120,24 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= MOST_WAITING:
             raise _TooMany
 
+    def end(self) -> None:
+        """Closes the connection after the last answer; if there is more of the request, when that has been read, and if there is what makes
+        no sense, after a while: closed with something unread, the connection would be reset, and a client that sends everything before it
+        reads would never see the answer."""
+        flow: Any = self.flow
+        if self.reading is not _BODY and not flow.ended:
+            self.transport.close()
+        elif not self.ending:
+            self.ending = True
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            self.pipeline.clear()
+            if flow.ended:
+                flow.ended = False
+                self.deaf = True
+                self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+            flow.resume_reading()
+
     def on_chunk_header(self) -> None:
         # The last one, which is empty, ends the body.
         self._chunks += 1
@@ -107,10 +145,15 @@ class BoundedProtocol(HttpToolsProtocol):
             raise _TooMany
 
     def send_400_response(self, msg: str) -> None:
+        if self.ending:
+            self.transport.close()
+            return
         before = self._before()
         if before is not None:
             # Those that came before it get their answers, and the connection ends with the last of them.
             before.keep_alive = False
+            if isinstance(before, RequestResponseCycle):
+                before.transport = _Ending(self)  # type: ignore[assignment]
             self.flow.ended = True  # type: ignore[attr-defined]
             self.flow.pause_reading()
             return
@@ -123,10 +166,14 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self.head_ends()
         super().on_headers_complete()
+        if not self.cycle.keep_alive:
+            self.cycle.transport = _Ending(self)  # type: ignore[assignment]
 
     def on_message_complete(self) -> None:
         self.reading = _IDLE
         super().on_message_complete()
+        if self.ending:
+            self.transport.close()
 
     def on_response_complete(self) -> None:
         """uvicorn's, but for the timer of an idle connection; and nothing more is read before all that has been read is being answered."""

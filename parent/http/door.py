@@ -21,7 +21,7 @@ _LONGEST_PERIOD = 5.0
 _AT_ONCE = 500
 """Connections that are looked at before others get a turn: about a millisecond."""
 _LINGERING = 1024
-_LINGER_SECONDS = 2.0
+LINGER_SECONDS = 2.0
 _LINGER_BYTES = 64 << 10
 _QUIET_SECONDS = 60.0
 
@@ -95,7 +95,7 @@ class Refused(asyncio.Protocol):
         self._transport = transport
         self._lingering = lingering
         self._received = 0
-        self._timer = asyncio.get_running_loop().call_later(_LINGER_SECONDS, transport.abort)
+        self._timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, transport.abort)
         lingering.add(self)
 
     def data_received(self, data: bytes) -> None:

@@ -168,7 +168,7 @@ class InferCycle:
             trace.event(SEND_END)
         self.response_complete = True
         if not self.keep_alive:
-            transport.close()
+            self._protocol.end()
         self._protocol.on_infer_complete()
 
 
@@ -227,6 +227,8 @@ class InferProtocol(BoundedProtocol):
         self.reading = _IDLE
         if not cycle.response_complete:
             cycle.submit()
+        elif self.ending:
+            self.transport.close()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._asgi_cycle = cycle

@@ -193,6 +193,53 @@ def test_a_refused_request_whose_body_does_not_end(hasty: ServerProcess) -> None
 
 
 @pytest.mark.parametrize("way", WAYS, ids=["direct", "asgi"])
+@pytest.mark.parametrize("last", [{"connection": "close"}, {}], ids=["close", "1.0"])
+@pytest.mark.parametrize("model, status", [("vector", 400), ("none", 404)])
+def test_the_answer_to_a_last_request_that_is_refused(hasty: ServerProcess, way: Headers, last: Headers, model: str, status: int) -> None:
+    """It reaches a client that looks for it when it has sent everything: the connection is not reset before."""
+    nbytes = 32 << 20
+    wrong = {"inputs": [tensor("NONE", "FP32", [nbytes // 4], binary_data_size=nbytes)]}
+    with hasty.wire() as wire:
+        wire.send(infer(model, wrong, bytes(nbytes), {**way, **last}, "1.1" if last else "1.0"))
+        answer = wire.answer()
+        assert (answer.status, answer.headers["connection"]) == (status, "close")
+        assert wire.closed()
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["direct", "asgi"])
+def test_a_last_request_that_is_refused_and_does_not_end(hasty: ServerProcess, way: Headers) -> None:
+    wrong = {"inputs": [tensor("NONE", "FP32", [1 << 20], binary_data_size=4 << 20)]}
+    with hasty.wire() as wire:
+        wire.send(infer("vector", wrong, bytes(4 << 20), {**way, "connection": "close"})[: 1 << 20])
+        assert wire.answer().status == 400
+        assert wire.closed(), "there is nothing more to come"
+        until(lambda: connections(hasty) == 0, what="the end of the connection")
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["direct", "asgi"])
+@pytest.mark.parametrize("more", [whole(WAYS[0])[: 1 << 20], whole(WAYS[1])[: 1 << 20], b"\0garbage", LIVE * 3], ids=range(4))
+def test_what_comes_after_a_last_request(hasty: ServerProcess, way: Headers, more: bytes) -> None:
+    with hasty.wire() as wire:
+        wire.send(infer("vector", large(16), SIXTEEN, {**way, "connection": "close"}) + more)
+        assert wire.answer().status == 200
+        assert wire.closed()
+        until(lambda: connections(hasty) == 0, what="the end of the connection")
+
+
+def test_garbage_in_the_rest_of_a_last_request(hasty: ServerProcess) -> None:
+    wrong = {"inputs": [tensor("NONE", "FP32", [1], [1])]}
+    chunk, *_ = chunked([json.dumps(wrong).encode().ljust(128 << 20)])
+    with hasty.wire() as wire, suppress(ConnectionError):
+        wire.send(
+            request("POST", "/v2/models/vector/infer", b"", {"transfer-encoding": "chunked", "content-length": "", "connection": "close"})
+        )
+        wire.send(chunk, b"no length\r\n")
+        assert wire.answer().status == 400
+        assert wire.closed()
+    assert "Fatal error" not in hasty.log
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["direct", "asgi"])
 def test_a_model_may_take_longer(hasty: ServerProcess, tmp_path: Path, way: Headers) -> None:
     gate = tmp_path / "gate"
     with hasty.wire() as waits, hasty.wire() as wire:
