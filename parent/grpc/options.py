@@ -9,9 +9,13 @@ from ..descriptors import affordable
 
 COMPRESSION_LEVELS = ("none", "low", "medium", "high")
 _MESSAGE_BYTES = 2**31 - 1
-_PENDING_CALLS = 2**31 - 1
-"""Calls that have come and were not looked at yet. By default gRPC cancels some of them from 1000 on, without a reason, and nobody hears of
-them; how many may wait for a model is for its queue to say."""
+_ANY_NUMBER = 2**31 - 1
+_PENDING_CALLS = 65536
+"""Calls that have come and were not looked at yet, or as many as may be open. By default gRPC cancels some of them from 1000 on, without a
+reason, and nobody hears of them; how many may wait for a model is for its queue to say."""
+_CALLS_OF_A_CONNECTION = 16384
+"""More wait on the client's side. gRPC counts those, too, that their client has reset and nobody has looked at yet: without a bound, one that
+makes calls and resets them fills the memory, and everybody else waits until they all have been looked at."""
 
 
 @dataclass(slots=True)
@@ -47,11 +51,13 @@ class GrpcOptions:
 
     def channel_arguments(self) -> List[Tuple[str, Any]]:
         """As grpcio wants them (grpc/impl/channel_arg_names.h). Messages may be as long as gRPC can have them."""
+        pending = max(self.max_calls, _PENDING_CALLS) if self.max_calls else _ANY_NUMBER
         arguments: List[Tuple[str, Any]] = [
             ("grpc.max_receive_message_length", _MESSAGE_BYTES),
             ("grpc.max_send_message_length", _MESSAGE_BYTES),
-            ("grpc.server.max_pending_requests", _PENDING_CALLS),
-            ("grpc.server.max_pending_requests_hard_limit", _PENDING_CALLS),
+            ("grpc.max_concurrent_streams", _CALLS_OF_A_CONNECTION),
+            ("grpc.server.max_pending_requests", pending),
+            ("grpc.server.max_pending_requests_hard_limit", pending),
             ("grpc.so_reuseport", int(self.reuse_port)),
             ("grpc.keepalive_time_ms", self.keepalive_time),
             ("grpc.keepalive_timeout_ms", self.keepalive_timeout),

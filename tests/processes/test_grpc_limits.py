@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any, Iterator, List
 import grpc
 import pytest
 from grpc_client import SECONDS, Client, add, failure, pb
+from http2_wire import Http2
 from model_repository import copy_model, write_model
-from server_process import ServerProcess, serving, until
+from server_process import ServerProcess, memory_bytes, serving, until
 
 TOO_MANY = "UNAVAILABLE: too many calls: try again later"
 
@@ -156,3 +158,24 @@ def test_models_that_take_long_to_load(grpc_core: None, tmp_path: Path) -> None:
         gate.touch()
         for one in loads:
             one.result(SECONDS)
+
+
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+MEBI = 1 << 20
+
+
+def test_calls_that_are_reset_as_soon_as_they_are_made(grpc_core: None, tmp_path: Path) -> None:
+    """However many: they take next to no memory, and others need not wait for them."""
+    copy_model(tmp_path / "models", "add_sub")
+    with serving(tmp_path, tmp_path / "models", "--grpc-port", "0") as server, Client(server.grpc_address) as client:
+        assert ready(client)
+        before = memory_bytes(server.pid)
+        with Http2(server.grpc_port) as hasty:
+            drain = threading.Thread(target=lambda: all(iter(lambda: hasty.socket.recv(1 << 16), b"")))
+            drain.start()
+            for _ in range(1500):
+                hasty.socket.sendall(b"".join([hasty.call(INFER, reset=True) for _ in range(100)]))
+            assert client.infer(add(), timeout=5).outputs
+            assert memory_bytes(server.pid) < before + 400 * MEBI
+            hasty.socket.shutdown(socket.SHUT_RDWR)
+            drain.join(SECONDS)
