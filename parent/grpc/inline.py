@@ -11,7 +11,9 @@ This takes the place of ``_unary_response_in_pool`` and ``_stream_response_in_po
 from __future__ import annotations
 
 import logging
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Callable, List, Mapping, Optional, Protocol, Sequence, Sized, Tuple
 from urllib.parse import quote
 
@@ -21,6 +23,7 @@ from grpc._cython import cygrpc
 
 from ...shm.message import ErrorCode
 from ..errors import DeadlineExceeded, InternalError, ServerError, Unavailable, Unsupported
+from .outgoing import COUNTED_BYTES, Outgoing
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +66,12 @@ class Call:
     """One call, in either direction as far as it goes. Its methods may be used in any thread; what they call is called in the thread that
     takes events."""
 
-    __slots__ = ("_event", "_state")
+    __slots__ = ("_event", "_state", "outgoing")
 
-    def __init__(self, event: Any, state: Any) -> None:
+    def __init__(self, event: Any, state: Any, outgoing: Outgoing) -> None:
         self._event = event
         self._state = state
+        self.outgoing = outgoing
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -100,8 +104,11 @@ class Call:
     def send(self, message: bytes, sent: Callable[[], None]) -> None:
         """Sends one message of several; ``sent`` will be called when the next one may be sent. Not if the client has given up."""
         state = self._state
+        counts = len(message) >= COUNTED_BYTES
 
         def done(_event: Any) -> _Ended:
+            if counts:
+                self.outgoing.took(self)
             over = self._done(_SEND)
             if over[0] is None:
                 try:
@@ -118,16 +125,31 @@ class Call:
                 operations.insert(0, _server._get_initial_metadata_operation(state, None))
                 state.initial_metadata_allowed = False
             state.due.add(_SEND)
+            if counts:
+                self.outgoing.put(self, len(message), time.monotonic())
             self._event.call.start_server_batch(operations, done)
 
     def finish(self, message: Optional[bytes] = None) -> None:
-        """Ends the call well, with its one message if that is what it is to have. Once."""
-        if message is not None and len(message) > MESSAGE_BYTES:
-            self.fail(too_large(len(message)))
-            return
+        """Ends the call well, with its one message if that is what it is to have. Once.
+
+        Raises:
+            ServerError: the message cannot be sent.
+        """
+        counts = message is not None and len(message) >= COUNTED_BYTES
+        if message is not None and counts:
+            if len(message) > MESSAGE_BYTES:
+                raise too_large(len(message))
+            self.outgoing.check(len(message))
         with self._state.condition:
-            if not self._state.statused:
+            if _server._is_rpc_state_active(self._state):
+                if message is not None and counts:
+                    self._state.callbacks.append(partial(self.outgoing.took, self))
+                    self.outgoing.put(self, len(message), time.monotonic())
                 _server._status(self._event, self._state, message)
+
+    def cut_off(self) -> None:
+        """Ends the call at once, whatever of it is still on its way."""
+        self._event.call.cancel(cygrpc.StatusCode.unavailable, "the client took nothing")
 
     def fail(self, error: ServerError) -> None:
         """Ends the call with an error, unless it has ended."""
@@ -197,10 +219,14 @@ class InlineExecutor(ThreadPoolExecutor):
     for as long as their clients like, in a few threads of their own. ``submit`` is also for what is to run in its many threads.
 
     ``bound`` tells it of the server, and how many calls the server may have at a time.
+
+    Args:
+        most_outgoing: bytes of answers that may wait to be taken.
     """
 
-    def __init__(self, threads: int, name: str) -> None:
+    def __init__(self, threads: int, name: str, most_outgoing: int) -> None:
         super().__init__(threads, name)
+        self.outgoing = Outgoing(most_outgoing)
         self._of_libraries = ThreadPoolExecutor(_THREADS_OF_LIBRARIES, name + "-libraries")
         self._calls: Sized = ()
         self._most = 0
@@ -220,7 +246,7 @@ class InlineExecutor(ThreadPoolExecutor):
             _, event, state, behavior = args[:4]
             if type(behavior) is not Inline:
                 return self._of_libraries.submit(fn, *args, **kwargs)
-            call = Call(event, state)
+            call = Call(event, state, self.outgoing)
             if len(self._calls) < self._most + behavior.kept:
                 behavior.start(call)
             else:

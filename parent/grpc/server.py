@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Dict, Optional
@@ -37,6 +38,10 @@ _CLOSE_SECONDS = 0.5
 
 _KEPT_CALLS = 1024
 """For health and control, when there are too many inferences."""
+_OUTGOING_SHARE = 2
+"""Answers that wait to be taken may have one in so many bytes of what the inputs of requests may have."""
+
+_LOOK_SECONDS = 5.0
 _NOT_IMPLEMENTED = "Method not implemented!"
 
 
@@ -77,7 +82,8 @@ class GrpcServer:
         restrictions = parse_restrictions(OPTION, options.restricted_protocols)
         interceptors = [RestrictedCalls(restrictions)] if restrictions else []
         credentials = _credentials(options)
-        self._executor = InlineExecutor(_THREADS, "stublet-grpc")
+        self._executor = InlineExecutor(_THREADS, "stublet-grpc", core.request_memory.most // _OUTGOING_SHARE)
+        self._watch: Optional[asyncio.Task[None]] = None
         compression = _COMPRESSION[options.infer_response_compression_level]
         self._server = grpc.server(
             self._executor,
@@ -119,6 +125,13 @@ class GrpcServer:
     def start(self) -> None:
         """Accepts calls from now on."""
         self._server.start()
+        self._watch = self._loop.create_task(self._watch_outgoing())
+
+    async def _watch_outgoing(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            for call in self._executor.outgoing.overdue(time.monotonic()):
+                call.cut_off()
 
     async def stop(self, seconds: float) -> None:
         """Refuses requests, lets what runs finish within ``seconds``, and cancels the rest."""
@@ -133,6 +146,8 @@ class GrpcServer:
             if not self._executor.calls:
                 self._server.stop(None)  # it waits for clients that have no call to close their connections, and they may not
         self._executor.shutdown(wait=False)
+        if self._watch is not None:
+            self._watch.cancel()
 
 
 def _credentials(options: GrpcOptions) -> Optional[grpc.ServerCredentials]:

@@ -78,7 +78,10 @@ class _Inference:
             return
         finally:
             outcome.release()
-        self._call.finish(message)
+        try:
+            self._call.finish(message)
+        except ServerError as error:
+            self._call.fail(error)
 
     def _on_end(self) -> None:
         self._on_over(self)
@@ -106,6 +109,7 @@ class InferHandlers:
         """``ModelInfer``. See ``grpc_inline.UnaryHandler``."""
         if self._draining:
             raise Unavailable(SHUTTING_DOWN)
+        call.outgoing.check()
         parts = parts_of(message)
         head = self._codec.head(parts)
         model = self._core.find(head.name, head.version)

@@ -22,6 +22,7 @@ from ..tracing.trace import Trace
 from .infer import GrpcCodec, Plan, encode, encode_empty, parts_of
 from .inline import MESSAGE_BYTES, Call, internal, too_large
 from .messages import pb
+from .outgoing import COUNTED_BYTES
 from .tracing import READ_END, SEND_END, SEND_START, begin_trace
 from .wire import prefix
 
@@ -179,6 +180,7 @@ class InferStream:
         asked.model_name, asked.empty_final = head.name, head.empty_final
         if self._draining:
             raise Unavailable(SHUTTING_DOWN)
+        self._call.outgoing.check()
         model = asked.model = self._core.find(head.name, head.version)
         asked.plan = self._codec.plan(model, head, parts)
         if self._core.tracer.active:
@@ -252,6 +254,8 @@ class InferStream:
             message = _join(encode(asked.plan, asked.request_id, outcome, _FINAL[final]))
             if len(message) > MESSAGE_BYTES:
                 raise too_large(len(message))
+            if len(message) >= COUNTED_BYTES:
+                self._call.outgoing.check(len(message))
             return message
         except Exception as error:
             return _encode_error(asked, error if isinstance(error, ServerError) else internal(error), final)

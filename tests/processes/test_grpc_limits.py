@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any, Iterator, List
 
 import grpc
+import numpy as np
 import pytest
-from grpc_client import SECONDS, Client, add, failure, pb
+from grpc_client import SECONDS, Client, add, failure, infer, pb
 from http2_wire import Http2
-from model_repository import copy_model, write_model
+from model_repository import ECHO_CONFIG, copy_model, write_model
 from server_process import ServerProcess, memory_bytes, serving, until
+from stublet.parent.errors import Unavailable
+from stublet.parent.grpc.outgoing import COPIES, LEAST_BYTES_PER_SECOND, PATIENCE_SECONDS, Outgoing
 
 TOO_MANY = "UNAVAILABLE: too many calls: try again later"
 
@@ -179,3 +182,55 @@ def test_calls_that_are_reset_as_soon_as_they_are_made(grpc_core: None, tmp_path
             assert memory_bytes(server.pid) < before + 400 * MEBI
             hasty.socket.shutdown(socket.SHUT_RDWR)
             drain.join(SECONDS)
+
+
+LARGE = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT0", np.zeros(1 << 18, np.float32))]) for _ in requests]
+"""
+
+
+def test_answers_that_are_not_taken(grpc_core: None, tmp_path: Path) -> None:
+    """They are bounded, and when their client is gone, so are they."""
+    write_model(tmp_path / "models", "large", LARGE, ECHO_CONFIG)
+    request = infer("large", {"INPUT0": np.zeros(1, np.float32)})
+    limits = ["--grpc-port", "0", "--max-inflight-bytes", "64MiB"]
+    with serving(tmp_path, tmp_path / "models", *limits) as server, Client(server.grpc_address) as client:
+        assert client.infer(request).outputs
+        before = memory_bytes(server.pid)
+        with Http2(server.grpc_port, window=0) as silent:
+            for _ in range(500):
+                silent.socket.sendall(silent.call(INFER, request.SerializeToString()))
+
+            def refused() -> str:
+                try:
+                    client.infer(request)
+                except grpc.RpcError as error:
+                    return str(error.details())
+                return ""
+
+            assert f"of {32 * MEBI} that may: try again later" in until(refused, what="too many answers")
+            assert memory_bytes(server.pid) < before + 250 * MEBI
+            assert client.stub.ServerLive(pb.ServerLiveRequest(), timeout=SECONDS).live
+        until(lambda: not refused(), what="room for answers")
+
+
+def test_how_long_an_answer_may_wait() -> None:
+    outgoing: Any = Outgoing(10 * MEBI)
+    outgoing.check(100 * MEBI)  # a lone one may be as large as it likes
+    outgoing.put("small", MEBI, 0.0)
+    outgoing.put("large", LEAST_BYTES_PER_SECOND, 10.0)
+    assert outgoing.overdue(PATIENCE_SECONDS) == []
+    assert outgoing.overdue(PATIENCE_SECONDS + 5) == ["small"]
+    assert outgoing.overdue(PATIENCE_SECONDS + 15) == ["small", "large"]
+    outgoing.check(10 * MEBI // COPIES - 2 * MEBI)
+    with pytest.raises(Unavailable, match=f"^answers that take {2 * MEBI * COPIES} bytes wait"):
+        outgoing.check(10 * MEBI)
+    for _ in range(2):
+        outgoing.took("small")
+    outgoing.took("large")
+    outgoing.check(100 * MEBI)
