@@ -52,7 +52,7 @@ async def run(core: Core, files: ModelFiles, version: int, config: Any) -> Any:
     """
     loop = asyncio.get_running_loop()
     seconds = core.options.backend.auto_complete_timeout_seconds
-    prepared = await loop.run_in_executor(None, environment.prepare, config, files.path, core.ending)
+    prepared = await loop.run_in_executor(core.preparing, environment.prepare, config, files.path, core.ending)
     limits = await loop.run_in_executor(None, prepare_sandbox, core, config, files.path)
     file = repository.model_file(core.options.backend_directory, files, version, config)
     completion = _Completion(

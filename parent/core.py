@@ -7,6 +7,7 @@ import itertools
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Awaitable, Collection, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from ..shm.errors import OutOfSharedMemory
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from .instance import Instance
 
 _METRIC = "metric."
+_PREPARING = 64
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
@@ -75,6 +77,8 @@ class Core:
         self.stopping = False
         self.ending = threading.Event()
         """Set when the server ends, for what works in other threads."""
+        self.preparing = ThreadPoolExecutor(_PREPARING, "stublet-environment")
+        """For environments, each of which may take minutes: the loop's own few threads are for what requests wait for."""
         self.log_settings = LogSettings(options.log, self._set_verbose)
         self._inference_metrics = InferenceMetrics(self._served, options.metrics.counter_latencies)
         self._machine_metrics = MachineMetrics(options.metrics)
@@ -129,6 +133,7 @@ class Core:
             task.cancel()
         if self._kept:
             await asyncio.wait(self._kept)
+        self.preparing.shutdown(wait=False)
         self.client_memory.close()
         self.spawner.close()
         self.workspace.close()

@@ -72,7 +72,10 @@ class Model(Roster):
             ConfigError: its environment cannot be had, or the rate limiter could never let it execute.
             LoadFailed: one of them did not load; the others are ended.
         """
-        self.environment = await self._loop.run_in_executor(None, environment.prepare, self.config, self.directory, self.server.ending)
+        server = self.server
+        self.environment = await self._loop.run_in_executor(
+            server.preparing, environment.prepare, self.config, self.directory, server.ending
+        )
         self.sandbox = await self._loop.run_in_executor(None, prepare_sandbox, self.server, self.config, self.directory)
         await self._read_labels()
         if self._stopping:

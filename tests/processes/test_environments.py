@@ -11,11 +11,12 @@ import signal
 import subprocess
 import sys
 import tarfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Dict, Optional
 
 import pytest
-from http_wire import infer, tensor
+from http_wire import infer, request, tensor
 from model_repository import copy_model
 from server_process import alive, assert_no_names_left, descendants, until
 
@@ -308,6 +309,26 @@ def test_an_installation_does_not_keep_the_server(repository: Path, tmp_path: Pa
     server.wait()
     assert not alive(pid)
     assert os.listdir(cache) == []
+
+
+def test_many_installations_do_not_keep_requests(repository: Path, tmp_path: Path, serve: Any, cache: Path) -> None:
+    """More of them than the event loop has threads for what requests need a thread for."""
+    uv = _uv(tmp_path, SLOW_UV)
+    copy_model(repository, "vector")
+    names = [f"obey{number}" for number in range(40)]
+    for name in names:
+        copy_model(repository, "obey", name, in_environment(tmp_path / "requirements.txt"))
+    explicit = ("--model-control-mode=explicit", "--load-model=vector")
+    server = serve(*explicit, PATH=f"{uv.parent}:{os.environ['PATH']}", ASKED=str(tmp_path / "asked"))
+    with ExitStack() as stack:
+        loads = [stack.enter_context(server.wire()) for _ in names]
+        for wire, name in zip(loads, names):
+            wire.send(request("POST", f"/v2/repository/models/{name}/load"))
+        wire = stack.enter_context(server.wire())
+        until(lambda: wire.ask(request("POST", "/v2/repository/index")).body.count(b'"LOADING"') == len(names), what="all loads")
+        until(lambda: (tmp_path / "asked").exists(), what="the installation")
+        assert wire.ask(request("GET", "/v2/stublet/instances")).status == 200
+    server.stop()
 
 
 def test_requirements(repository: Path, cache: Path, serve: Any) -> None:
