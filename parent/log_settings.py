@@ -56,7 +56,7 @@ def _boolean(key: str, value: Any) -> bool:
 
 
 def _level(key: str, value: Any) -> int:
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value <= _MOST:
         raise InvalidArgument(f"Invalid value for '{key}': expected an unsigned integer")
     return int(value)
 
@@ -76,6 +76,9 @@ def _file(_key: str, _value: Any) -> Any:
 def _unknown(key: str, _value: Any) -> Any:
     raise InvalidArgument(f"'{key}' is no log setting; those are {', '.join(_CHECKS)}")
 
+
+_MOST = 2**32 - 1
+"""What a message of gRPC can hold."""
 
 _CHECKS: Dict[str, Callable[[str, Any], Any]] = {
     "log_file": _file,

@@ -79,7 +79,7 @@ def test_verbosity_is_told_and_effective() -> None:
         ("log_warning", {}, "Invalid value for 'log_warning': expected a boolean"),
         *[
             ("log_verbose_level", value, "Invalid value for 'log_verbose_level': expected an unsigned integer")
-            for value in (True, -1, 1.5, "1", [1])
+            for value in (True, -1, 2**32, 1.5, "1", [1])
         ],
         (
             "log_colour", True,
