@@ -49,7 +49,7 @@ class Scan(NamedTuple):
 
 
 def scan(roots: Sequence[str]) -> Scan:
-    """The models of all repositories. Files, hidden directories, and directories with neither versions nor a config are ignored.
+    """The models of all repositories. Files, hidden directories, those whose names are not UTF-8, and those with neither versions nor a config are ignored.
 
     Raises:
         RepositoryError: a root is not a directory, or cannot be read.
@@ -76,10 +76,15 @@ def names_in(roots: Sequence[str]) -> List[str]:
     names: Set[str] = set()
     for root in dict.fromkeys(map(os.path.abspath, roots)):
         try:
-            names.update(entry.name for entry in os.scandir(root) if not entry.name.startswith(".") and entry.is_dir())
+            names.update(entry.name for entry in os.scandir(root) if _may_be_model(entry.name) and entry.is_dir())
         except OSError as error:
             raise RepositoryError(f"the model repository '{root}' cannot be read: {error.strerror}") from error
-    return sorted(names - {_CACHE})
+    return sorted(names)
+
+
+def _may_be_model(name: str) -> bool:
+    """Whether a directory's name is one that a model can have. No client could say, or be told, one that is not text."""
+    return not (name.startswith(".") or name == _CACHE or any("\ud800" <= character <= "\udfff" for character in name))
 
 
 def find(roots: Sequence[str], name: str) -> Optional[ModelFiles]:
@@ -108,7 +113,7 @@ def check_roots(roots: Sequence[str]) -> None:
 
 def _look(root: str, name: str) -> Optional[ModelFiles]:
     path = os.path.join(root, name)
-    if name.startswith(".") or name == _CACHE or not os.path.isdir(path):
+    if not (_may_be_model(name) and os.path.isdir(path)):
         return None
     try:
         files = ModelFiles(name, path, versions_in(path))

@@ -40,6 +40,7 @@ def test_scan(tmp_path: Path) -> None:
     directory(tmp_path, "d", config=False)
     directory(tmp_path, ".hidden", "1")
     directory(tmp_path, "__pycache__", "1")
+    directory(tmp_path, os.fsdecode(b"no \xff text"), "1")
     (tmp_path / "README.md").touch()
     found = scan([str(tmp_path)])
     assert {name: files.versions for name, files in found.models.items()} == {"a": [1, 2, 10], "b": [], "c": [1]}
