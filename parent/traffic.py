@@ -23,7 +23,7 @@ from .scheduling.choice import scheduler_for
 from .scheduling.held_batches import HeldBatches
 from .scheduling.refusals import refusal_of
 from .scheduling.response_order import ResponseOrder
-from .scheduling.scheduler import Actions, Scheduler
+from .scheduling.scheduler import Actions, Reason, Scheduler
 from .sequence.config import is_sequenced
 from .sequence.sequences import Sequences
 from .servable import Servable
@@ -68,7 +68,7 @@ class Traffic(Servable):
         self._order_lock = threading.RLock()
         if is_batched(config) and config.dynamic_batching.preserve_ordering:
             self._order = ResponseOrder()
-        self._held = None if server.limits is None else HeldBatches(server.limits)
+        self._held = None if server.limits is None else HeldBatches(server.limits, self._scheduler.deadline)
         self._worth_a_look = max(self.max_batch_size // 4, 1)
         """So many requests wait that it pays to look whether an instance is free."""
         self._alarm = Alarm(self._on_alarm)
@@ -258,6 +258,9 @@ class Traffic(Servable):
         for instance, requests in batches:
             if self._held is not None and not granted:
                 may_go = self._held.next_after(instance, requests)
+                held_until = self._held.due
+                if held_until is not None:
+                    self._alarm.set(held_until)
                 if may_go is None:
                     continue
                 requests = may_go
@@ -304,13 +307,13 @@ class Traffic(Servable):
 
     def tick(self) -> List[Settled]:
         """Has the scheduler look if it is time, and sees to it that it will when it is time again. Under the lock."""
+        refused = [] if self._held is None else self._expire_held(self._held)
         due = self._scheduler.due
         if due is None:
-            return []
-        refused: List[Settled] = []
+            return refused
         now = perf_counter_ns()
         if due <= now:
-            refused = self._hand_over(self._scheduler.tick(now))
+            refused += self._hand_over(self._scheduler.tick(now))
             due = self._scheduler.due
         if due is not None:
             self._alarm.set(due)
@@ -353,6 +356,21 @@ class Traffic(Servable):
         if not gone:
             return True, []
         return True, self._hand_over(self._scheduler.finished(instance, 1, perf_counter_ns())) + self.pump.flush_soon()
+
+    def _expire_held(self, held: HeldBatches) -> List[Settled]:
+        """Refuses those who have waited for too long for the rate limiter."""
+        if held.due is None:
+            return []
+        refused: List[Settled] = []
+        for request in held.expired(perf_counter_ns()):
+            taken, more = self._withdraw_held(request)
+            refused += more
+            if taken:
+                refused.append(self._refuse(request, refusal_of(request, Reason.EXPIRED, self.name)))
+        due = held.due
+        if due is not None:
+            self._alarm.set(due)
+        return refused
 
     # Outcomes
 

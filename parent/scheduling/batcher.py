@@ -163,6 +163,14 @@ class DynamicBatcher(Generic[Instance, Request]):
         self._forget(waiting)
         return True
 
+    def deadline(self, request: Request) -> Optional[int]:
+        arrival = self._describe(request)
+        policy = self._level(arrival).policy
+        timeout = _timeout(policy, arrival)
+        if not timeout or policy.delays or self._arrival_of is None:
+            return None
+        return self._arrival_of(request) + timeout
+
     def finished(self, instance: Instance, batches: int, now: int) -> Actions:
         if instance in self._load:  # else it was retired
             load = self._load[instance] = self._load[instance] - batches
@@ -193,10 +201,7 @@ class DynamicBatcher(Generic[Instance, Request]):
 
     def _limit(self, waiting: _Waiting[Request]) -> None:
         """Sees to it that the request does not wait for longer than it may."""
-        policy, arrival = waiting.level.policy, waiting.arrival
-        timeout = policy.timeout_ns
-        if policy.may_override and arrival.timeout_ns and (not timeout or arrival.timeout_ns < timeout):
-            timeout = arrival.timeout_ns
+        timeout = _timeout(waiting.level.policy, waiting.arrival)
         if timeout:
             heapq.heappush(self._deadlines, (waiting.since + timeout, next(self._numbers), waiting))
 
@@ -287,6 +292,13 @@ class DynamicBatcher(Generic[Instance, Request]):
         for waiting in chosen:
             self._forget(waiting)
         return [waiting.request for waiting in chosen]
+
+
+def _timeout(policy: QueuePolicy, arrival: Arrival) -> int:
+    """How long a request may wait, 0 for ever."""
+    if policy.may_override and arrival.timeout_ns and (not policy.timeout_ns or arrival.timeout_ns < policy.timeout_ns):
+        return arrival.timeout_ns
+    return policy.timeout_ns
 
 
 def _live(level: _Level[Request]) -> Iterator[_Waiting[Request]]:

@@ -57,6 +57,9 @@ class Scheduler(Protocol):
     def withdraw(self, request: Any) -> bool:
         """Takes a request out of the queue; False if it is not in it."""
 
+    def deadline(self, request: Any) -> Optional[int]:
+        """By when a request that an instance was to be handed, but cannot have yet, has to be begun or be refused; None if it may wait."""
+
     def finished(self, instance: Any, batches: int, now: int) -> Actions:
         """An instance is done with that many batches."""
 
@@ -124,6 +127,9 @@ class DefaultScheduler(Generic[Instance, Request]):
             self.queue.remove(request)
             return True
         return False
+
+    def deadline(self, request: Request) -> Optional[int]:
+        return None
 
     def finished(self, instance: Instance, batches: int, now: int) -> Actions:
         if instance not in self._load:

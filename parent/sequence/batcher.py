@@ -234,6 +234,10 @@ class SequenceBatcher(Generic[Instance, Request]):
         self._look_at = 0
         return True
 
+    def deadline(self, request: Request) -> Optional[int]:
+        """As every scheduler's: a sequence has to wait for its place only."""
+        return None
+
     def skip(self, request: Request) -> None:
         """A request that was handed over, if it was, is not executed after all: its sequence ends, as with ``withdraw``."""
         sequence = self._sequences.get(self._describe(request).sequence)

@@ -165,6 +165,22 @@ def test_turns_by_priority(tmp_path: Path) -> None:
         assert abs(first.count("urgent") - 40) <= 2
 
 
+def test_who_waits_for_too_long_is_refused(tmp_path: Path) -> None:
+    """Also while a batch is formed that waits for others to be done."""
+    policy = "default_queue_policy { default_timeout_microseconds: 300000 allow_timeout_override: true }"
+    batched = f"max_batch_size: 8 dynamic_batching {{ {policy} }}\n"
+    expired = "[request id: <id_unknown>] Request timeout expired"
+    with limited(tmp_path, holder=needs("R"), batched=batched + needs("R")) as served:
+        with served.busy("holder") as first:
+            answers = [served.ask("batched", 0, 1, **more) for more in ({}, {"timeout": 1000}, {}) for _ in range(9)]
+            assert {(answer.result().status_code, answer.result().json()["error"]) for answer in answers} == {(503, expired)}
+            assert served.pending("batched") == 0
+            last = served.ask("batched", 0, 1)
+        assert times(first) and times(last)[2] == 1
+        statistics = httpx.get(f"http://{served.server.address}/v2/models/batched/stats").json()["model_stats"][0]["inference_stats"]
+        assert (statistics["success"]["count"], statistics["fail"]["count"]) == (1, 27)
+
+
 def test_dynamic_batches_too(tmp_path: Path) -> None:
     batched = "max_batch_size: 8 dynamic_batching { }\n"
     with limited(tmp_path, holder=needs("R"), batched=batched + needs("R")) as served:
