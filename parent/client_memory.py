@@ -6,6 +6,7 @@ requests with tensors in a region are told of it and copy from and to it (``stub
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple, Type
@@ -65,7 +66,7 @@ class RegionUse:
 
 
 class ClientMemory:
-    """The registry. All its methods may be called in any thread.
+    """The registry. All its methods may be called in any thread, but for the coroutine, which is for the server's loop.
 
     For a request with tensors in regions, a front end
 
@@ -88,6 +89,7 @@ class ClientMemory:
         self._next_id = next_id
         self._forget = forget
         self._lock = threading.Lock()
+        self._turn = asyncio.Lock()
         self._regions: Dict[str, ClientRegion] = {}
 
     # Registered by clients
@@ -148,6 +150,11 @@ class ClientMemory:
         with self._lock:
             self._check_new(name)
             self._regions[name] = CudaRegion(self._next_id(), name, raw_handle, device_id, uuid, byte_size)
+
+    async def register_cuda_in_turn(self, name: str, raw_handle: bytes, device_id: int, byte_size: int) -> None:
+        """``register_cuda`` for clients, of whom those that wait for their turn must not hold the threads that others need."""
+        async with self._turn:
+            await asyncio.get_running_loop().run_in_executor(None, self.register_cuda, name, raw_handle, device_id, byte_size)
 
     def unregister_cuda(self, name: str = "") -> None:
         """Ends the registration of a region of a GPU's memory, or of all, as ``unregister_system`` does.

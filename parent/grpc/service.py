@@ -274,8 +274,7 @@ class GrpcService(Servicer):  # type: ignore[misc]
         return pb.CudaSharedMemoryStatusResponse(regions=regions)
 
     async def CudaSharedMemoryRegister(self, request: Any, context: Any) -> Any:
-        where = request.device_id, request.byte_size
-        await self._loop.run_in_executor(None, self._core.client_memory.register_cuda, request.name, request.raw_handle, *where)
+        await self._core.client_memory.register_cuda_in_turn(request.name, request.raw_handle, request.device_id, request.byte_size)
         return pb.CudaSharedMemoryRegisterResponse()
 
     def CudaSharedMemoryUnregister(self, request: Any, context: Any) -> Any:

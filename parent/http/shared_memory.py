@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
@@ -26,8 +25,6 @@ class SharedMemoryApi:
     def __init__(self, core: Core) -> None:
         self._memory = core.client_memory
         self._limit = core.options.http_max_input_size
-        self._looking = asyncio.Lock()
-        """One look at a handle at a time is all that ``ClientMemory`` takes: those that wait must not hold the threads that others need."""
         system = Operation("Registers a region of system memory", body=schemas.SYSTEM_REGION, body_required=True)
         cuda = Operation("Registers a region of CUDA memory", body=schemas.CUDA_REGION, body_required=True)
         forget = Operation("Unregisters one region, or all")
@@ -67,8 +64,7 @@ class SharedMemoryApi:
         document = await self._fields(exchange, "raw_handle", "device_id", "byte_size")
         handle = _decode_handle(member(member(document, "raw_handle", dict, "object"), "b64", str, "string"))
         where = unsigned(document, "device_id"), unsigned(document, "byte_size")
-        async with self._looking:
-            await asyncio.get_running_loop().run_in_executor(None, self._memory.register_cuda, region, handle, *where)
+        await self._memory.register_cuda_in_turn(region, handle, *where)
         await exchange.answer()
 
     async def _register_nameless_system(self, exchange: Exchange) -> None:

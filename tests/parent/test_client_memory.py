@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Sequence
 
@@ -231,6 +233,37 @@ def test_cuda_memory_is_registered_beside_that_of_the_system(registry: Registry,
     assert registry.cuda_status() == [row], "in use"
     use.release()
     assert registry.cuda_status() == []
+
+
+class SlowRegistry(Registry):
+    """Registering takes until ``go`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+        self.began = 0
+        self.done = 0
+
+    def register_cuda(self, name: str, raw_handle: bytes, device_id: int, byte_size: int) -> None:
+        self.began += 1
+        assert self.began == self.done + 1, "one at a time"
+        assert self.go.wait(30)
+        self.done += 1
+
+
+def test_registrations_that_wait_leave_the_threads_to_others() -> None:
+    async def register() -> int:
+        registry = SlowRegistry()
+        waiting = [asyncio.ensure_future(registry.register_cuda_in_turn(f"r{number}", b"", 0, 1)) for number in range(100)]
+        await asyncio.sleep(0)  # they have all begun, and are more than there are threads
+        try:
+            await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(None, lambda: None), 10)
+        finally:
+            registry.go.set()
+        await asyncio.gather(*waiting)
+        return registry.done
+
+    assert asyncio.run(register()) == 100
 
 
 def test_a_server_that_does_not_allow_it(file: ClientFile) -> None:
