@@ -31,6 +31,7 @@ from .metrics.machine import MachineMetrics
 from .model_config import ConfigError
 from .model_control import ModelControl
 from .options import ServerOptions
+from .placement.gpus import supported_gpus
 from .placement.host_policy import HostPolicies
 from .placement.instance_groups import InstanceSpec
 from .placement.placement import Placement, place
@@ -117,6 +118,8 @@ class Core:
         if self.options.allow_metrics:
             self.keep(self._loop.create_task(self._machine_metrics.run()))
         self.keep(self._loop.create_task(give_back_idle(self, self.options.shared_memory.idle_secs)))
+        # A driver takes its time; configurations, which are read in the loop, find what was found.
+        await self._loop.run_in_executor(None, supported_gpus)
         await asyncio.gather(self._control.start(), *([meanwhile] if meanwhile else []))
         self.started = True
 
