@@ -92,7 +92,16 @@ class Spawner:
         parent = os.getpid()
         if interpreter is None:
             self._threads.set(threads)
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            # No reason to end, which would be the end of every stub: there may be room for another process later.
+            with suppress(OSError):
+                os.write(stderr, f"{interpreter or sys.executable} cannot be started: {error.strerror}\n".encode())
+            with suppress(PeerGone):
+                self._control.send((EXITED, key, _STARTUP_FAILED))
+            close_all(fds)
+            return None
         if pid:
             close_all(fds)
             self._children.add(pid, key)

@@ -221,6 +221,41 @@ def test_kill_of_the_fork_server_ends_every_instance(server: ServerProcess, tmp_
     server.stop()
 
 
+NO_FORK = """
+import os
+
+fork = os.fork
+
+
+def fork_or_not():
+    if os.path.exists({path!r}):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
+
+
+os.fork = fork_or_not
+"""
+
+
+def test_a_fork_that_fails_is_the_death_of_one_instance(repository: Path, tmp_path: Path, serve: Any) -> None:
+    """The limit of processes is reached: what runs goes on, and the instance is started again when there is room."""
+    no_room = tmp_path / "no_room"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(NO_FORK.format(path=str(no_room)))
+    obey(repository)
+    copy_model(repository, "vector")
+    server = serve(PYTHONPATH=str(tmp_path / "site"))
+    other, first = server.stubs()["vector_0_0"], server.fork_server()
+    no_room.touch()
+    os.kill(server.stubs()["obey_0_0"], signal.SIGKILL)
+    until(lambda: "cannot be started: Resource temporarily unavailable" in server.log, what="a fork that fails")
+    assert alive(other) and model_ready(server, "vector") and server.fork_server() == first
+    no_room.unlink()
+    until(lambda: model_ready(server), what="the restart")
+    assert alive(other) and server.fork_server() == first
+    server.stop()
+
+
 @pytest.mark.parametrize("who", ["stub", "server"])
 def test_shared_memory_of_the_models_own_is_removed(server: ServerProcess, who: str) -> None:
     """A process that multiprocessing starts does it, and has the time for it."""
