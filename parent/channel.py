@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence,
 
 from ..shm.cuda.segment import DeviceSegment
 from ..shm.errors import OutOfSharedMemory, ProtocolError
-from ..shm.message import EMPTY, FAILURE, FINAL, FINALIZE, INDIRECT, NEWS, RESCHEDULE, RETURNED, WORK, decode_up, packer
+from ..shm.message import EMPTY, FAILURE, FINAL, FINALIZE, INDIRECT, NEWS, RESCHEDULE, RETURNED, WORK, decode_long, decode_up, packer
 from ..shm.polling import PollBudget, poll_limit
 from ..shm.ring import CHANNEL_BYTES, OPEN_REQUESTS, RECORD_BYTES, Consumer, Producer, Words
 from ..shm.segment import Segment
@@ -270,7 +270,7 @@ class Channel:
             if message[0] == INDIRECT:
                 _, segment_id, offset, nbytes = message
                 memory = self.loans.outputs.locate(segment_id, offset, nbytes).memory
-                message = decode_up(memory[offset : offset + nbytes])
+                message = decode_long(memory[offset : offset + nbytes])
                 self.loans.releases.append((segment_id, offset))
                 if message[0] != NEWS:
                     raise ProtocolError("an indirect record names another")

@@ -51,7 +51,7 @@ from contextlib import suppress
 from typing import Any, List, Sequence, Tuple
 
 from .errors import PeerGone, ProtocolError
-from .message import pack, unpack
+from .message import pack, unpack_bounded
 
 (
     HELLO, READY, COMPLETED, FAILED, GROW, LOG, ASK, TELL, CHECKED, FORKED,
@@ -140,7 +140,7 @@ class ControlSocket:
         try:
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 raise ProtocolError("a control message is longer, or has more descriptors, than agreed")
-            message = unpack(data)
+            message = unpack_bounded(data)
             if message[0] == _IN_FILE:
                 message = _read_file(message, fds)
         except ProtocolError:
@@ -192,7 +192,7 @@ def _read_file(message: Tuple[Any, ...], fds: List[int]) -> Tuple[Any, ...]:
             raise ProtocolError("a control message is in a file with holes")
         if message[1] > _MOST_BYTES:
             raise ProtocolError(f"a control message of {message[1]} bytes is longer than {_MOST_BYTES}")
-        return unpack(os.pread(file, message[1], 0))
+        return unpack_bounded(os.pread(file, message[1], 0))
     except (OSError, ValueError, OverflowError, MemoryError) as error:
         raise ProtocolError(f"a control message in a file cannot be read: {error}") from error
     finally:

@@ -92,6 +92,12 @@ STREAM, BLOCKING, HOST_OUTPUTS = 1, 2, 4
 _CALL_FLAGS = STREAM | BLOCKING | HOST_OUTPUTS
 
 
+MOST_ELEMENTS, MOST_NEWS_ELEMENTS = 1 << 20, 1 << 22
+"""Of a control message, and of a record: a batch may have thousands of requests, each with dozens of words."""
+
+_LONGEST_ARRAY = 1 << 14
+
+
 class ErrorCode(IntEnum):
     """``TRITONSERVER_Error_Code``."""
 
@@ -116,7 +122,7 @@ def pack(message: Any) -> bytes:
 
 
 def unpack(data: bytes) -> Tuple[Any, ...]:
-    """Decodes one message.
+    """Decodes one message, which is short; of others see ``unpack_bounded``.
 
     Raises:
         ProtocolError: the bytes are not exactly one msgpack array.
@@ -124,6 +130,35 @@ def unpack(data: bytes) -> Tuple[Any, ...]:
     try:
         message = msgpack.unpackb(data, use_list=False)
     except Exception as error:  # msgpack raises a dozen kinds, all of which mean the same here
+        raise ProtocolError(f"not a message: {type(error).__name__}: {error}") from error
+    if type(message) is not tuple or not message:
+        raise ProtocolError(f"a message is an array, not {type(message).__name__}")
+    return message
+
+
+def unpack_bounded(data: bytes, most: int = MOST_ELEMENTS) -> Tuple[Any, ...]:
+    """Decodes one message of any length, which must not take much more memory here than it has bytes: an empty map is one byte there and 64
+    here, and an array takes all of its memory before its first element is there.
+
+    Args:
+        most: elements of all its arrays and maps.
+
+    Raises:
+        ProtocolError: the bytes are not exactly one msgpack array, or have more elements.
+    """
+    left = most
+
+    def count(container: Any) -> Any:
+        nonlocal left
+        left -= 1 + len(container)
+        if left < 0:
+            raise ValueError(f"more than {most} elements")
+        return container
+
+    bounds = {"max_array_len": _LONGEST_ARRAY, "max_map_len": _LONGEST_ARRAY}
+    try:
+        message = msgpack.unpackb(data, use_list=False, list_hook=count, object_hook=count, **bounds)
+    except Exception as error:
         raise ProtocolError(f"not a message: {type(error).__name__}: {error}") from error
     if type(message) is not tuple or not message:
         raise ProtocolError(f"a message is an array, not {type(message).__name__}")
@@ -155,7 +190,7 @@ def decode_down(record: bytes) -> Tuple[Any, ...]:
     raise ProtocolError(f"no record begins with {kind!r} and has {len(message)} parts")
 
 
-def decode_up(record: bytes) -> Tuple[Any, ...]:
+def decode_up(record: bytes, unpack: Callable[[bytes], Tuple[Any, ...]] = unpack) -> Tuple[Any, ...]:
     """A record for the parent, its structure checked (locations are checked where they are looked up)."""
     message = unpack(record)
     kind = message[0]
@@ -173,6 +208,11 @@ def decode_up(record: bytes) -> Tuple[Any, ...]:
     except (TypeError, ValueError) as error:
         raise ProtocolError(f"malformed record: {error}") from error
     raise ProtocolError(f"no record begins with {kind!r} and has {len(message)} parts")
+
+
+def decode_long(record: bytes) -> Tuple[Any, ...]:
+    """``decode_up`` for a record that lies in a block, and is as long as the block may be."""
+    return decode_up(record, lambda data: unpack_bounded(data, MOST_NEWS_ELEMENTS))
 
 
 def check_call(call: Tuple[Any, ...]) -> None:

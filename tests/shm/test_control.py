@@ -92,6 +92,10 @@ def test_garbage_is_a_protocol_error(data: bytes) -> None:
 
 IN_FILE = pack((7, "text"))
 
+# What takes far more memory when it is read than it has bytes.
+MAPS = pack((7, [[{}] * 16_000] * 100))
+LONG = b"\xdd\xff\xff\xff\xff" * 100 + bytes(1000)
+
 
 @pytest.mark.parametrize(
     "message, content, size, reason",
@@ -105,6 +109,8 @@ IN_FILE = pack((7, "text"))
         ((0xFF, 0), b"", -1, "not a message"),
         ((0xFF, 3), b"\xc1\xc1\xc1", -1, "not a message"),
         ((0xFF, 1 << 60), b"", 1 << 60, "in a file with holes"),
+        ((0xFF, len(MAPS)), MAPS, -1, "more than 1048576 elements"),
+        ((0xFF, len(LONG)), LONG, -1, "exceeds max_array_len"),
     ],
 )
 def test_a_file_that_is_not_a_message_is_refused(

@@ -131,6 +131,12 @@ def test_a_long_record_that_is_none_is_refused(stub: Stub, record: bytes) -> Non
         stub.drain()
 
 
+def test_a_long_record_of_too_many_elements_is_refused_before_they_take_memory(stub: Stub) -> None:
+    in_own(stub, pack((NEWS, [0] * ((1 << 14) + 1), (), ())))
+    with pytest.raises(ProtocolError, match="max_array_len"):
+        stub.drain()
+
+
 @pytest.mark.parametrize(
     "place", [(99, 0, 10), (OWN, (256 << 10) - 5, 10), (OWN, -1, 10), (OWN, 0, -1), (OWN, 0, 1 << 50), (FOREIGN, 0, 10)]
 )

@@ -161,6 +161,15 @@ def huge_message():
     in_file(fd, control._MOST_BYTES + 4096)
 
 
+def message_of_maps():
+    """Each is one byte here, and sixty-four where it is read."""
+    maps = b"\xdc\x40\x00" + b"\x80" * (1 << 14)
+    data = b"\x92" + pack(control.TELL) + b"\xdc\x40\x00" + maps * (1 << 10)
+    fd = os.memfd_create("maps")
+    os.write(fd, data)
+    in_file(fd, len(data))
+
+
 def descriptors_nobody_asked_for():
     fds = array.array("i", [os.open("/dev/null", os.O_RDONLY) for _ in range(8)])
     runtime()._control._socket.setblocking(True)
@@ -241,6 +250,7 @@ WAYS = {
     "a message that is a pipe": lambda: in_file(os.pipe()[0], 100),
     "a message that is a file": lambda: in_file(os.open(__file__, os.O_RDONLY), os.stat(__file__).st_size),
     "huge message": huge_message,
+    "message of maps": message_of_maps,
     "endless descriptors": descriptors_nobody_asked_for,
     "flood of questions": flood_of_questions,
     "GPUs that there are not": made_up_gpus,
