@@ -91,7 +91,6 @@ class _Completion:
         self._expose = expose_tracebacks
         self.facts = facts(name, version)
         self.process = StubProcess(self, stub_logger(self))
-        self._over = False
 
     @property
     def pid(self) -> Optional[int]:
@@ -99,12 +98,10 @@ class _Completion:
 
     def end(self) -> None:
         """Ends the process, whatever it does."""
-        self._over = True
         self.process.kill()
 
     def on_spawned(self) -> None:
-        if self._over:
-            self.process.kill()
+        """It says hello when it can be told what to do."""
 
     def on_message(self, message: Tuple[Any, ...], fds: Sequence[int]) -> None:
         kind, *parts = message

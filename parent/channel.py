@@ -48,7 +48,11 @@ class Channel:
         self._words = words
         # Non-blocking at both ends: a bell that is read twice is no reason to wait.
         self.down_bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.up_bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        try:
+            self.up_bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        except OSError:
+            os.close(self.down_bell)
+            raise
         self._down = Producer(words, "down", self.down_bell)
         self._up = Consumer(words, "up", self.up_bell)
         self._pack = packer()

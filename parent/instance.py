@@ -136,7 +136,11 @@ class Instance:
         self.channel = Channel(self.model, self.announce, self._announce_region)
         self.channel.set_verbose(logger.isEnabledFor(logging.DEBUG))
         environment, server = self.model.environment, self.model.server
-        self.process.start(server.spawner, environment.interpreter, environment.variables, self.placement, self.model.sandbox)
+        try:
+            self.process.start(server.spawner, environment.interpreter, environment.variables, self.placement, self.model.sandbox)
+        except OSError:
+            self.channel.close()
+            raise
         if server.limits is not None:
             server.limits.admit(self)
 
@@ -145,8 +149,6 @@ class Instance:
     def on_spawned(self) -> None:
         self.started_at = time.time()
         self.model.server.watcher.watch(self)
-        if self.state is State.STOPPING:
-            self.kill()
 
     def on_end(self, death: Death) -> None:
         self.state = advance(self.state, Event.EXITED)

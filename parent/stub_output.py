@@ -41,6 +41,11 @@ class LineReader:
         """Call when the stub has its copy."""
         os.close(self.write_end)
 
+    def discard(self) -> None:
+        """Closes both ends: there will be no stub."""
+        self.close_write_end()
+        self.finish()
+
     def last_lines(self) -> List[str]:
         """The last lines, at most 50 and 8 KiB."""
         return list(self._last)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import signal
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, Callable, Iterable, List, Mapping, Optional, Protocol, Sequence, Tuple
 
 from ..shm.control import ControlSocket, close_all
@@ -71,6 +71,7 @@ class StubProcess:
         self._hung_up = False
         self._timers: List[asyncio.TimerHandle] = []
         self._verdict: Optional[Cause] = None
+        self._doomed = False
         self.stacks_lock = asyncio.Lock()
         """Held by whoever has asked for stacks and waits for them."""
         self._oom_kills: Optional[OomKillsOf] = None
@@ -91,12 +92,16 @@ class StubProcess:
             OSError: no descriptor is to be had.
         """
         self._control, far = ControlSocket.pair()
-        self._stdout = LineReader(self._loop, lambda line: self._log(logging.INFO, "stdout", 0, line))
-        self._stderr = LineReader(self._loop, lambda line: self._log(logging.WARNING, "stderr", 0, line))
-        self._stacks = StackReader(self._loop)
-        self._control.set_blocking(False)
-        self._loop.add_reader(self._control.fileno(), self._on_readable)
-        with far:
+        with far, ExitStack() as made:
+            made.callback(self._control.close)
+            self._stdout = LineReader(self._loop, lambda line: self._log(logging.INFO, "stdout", 0, line))
+            made.callback(self._stdout.discard)
+            self._stderr = LineReader(self._loop, lambda line: self._log(logging.WARNING, "stderr", 0, line))
+            made.callback(self._stderr.discard)
+            self._stacks = StackReader(self._loop)
+            made.pop_all()
+            self._control.set_blocking(False)
+            self._loop.add_reader(self._control.fileno(), self._on_readable)
             outputs = (self._stdout, self._stderr, self._stacks)
             spawner.spawn(self, interpreter, variables, placement, sandbox, (far.fileno(), *(output.write_end for output in outputs)))
         for output in outputs:
@@ -116,7 +121,8 @@ class StubProcess:
         self._verdict = self._verdict or cause
 
     def kill(self) -> None:
-        """Ends the process, whatever it does."""
+        """Ends the process, whatever it does; one that is still to be spawned, as soon as it is."""
+        self._doomed = True
         self.signal(signal.SIGKILL)
 
     def signal(self, signum: int) -> None:
@@ -169,6 +175,8 @@ class StubProcess:
             self._loop.add_reader(self._pidfd, self._on_dead, self._pidfd)
         self.find_cgroup()
         self._owner.on_spawned()
+        if self._doomed:
+            self.kill()
 
     def on_exit(self, status: Optional[int]) -> None:
         """The process ended: with that exit code, or, negative, by that signal; None when nobody could wait for it."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Iterator, Tuple
 
 import pytest
-from http_wire import Answer, Wire, infer, tensor
+from http_wire import Answer, Wire, infer, request, tensor
 from model_repository import ECHO, write_model
-from server_process import ServerProcess, serving, until
+from server_process import ServerProcess, descendants, serving, until
 
 from .conftest import Serve
 
@@ -162,12 +163,11 @@ def test_outputs_for_which_a_stub_has_no_memory(serve: Serve) -> None:
 # ---- descriptors ----
 
 
-def with_one_free(pid: int) -> int:
-    """The limit with which a process can have one more descriptor."""
+def with_free(pid: int, count: int = 1) -> int:
+    """The limit with which a process can have so many descriptors more."""
     used = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
     free = (number for number in range(1 << 20) if number not in used)
-    next(free)
-    return next(free)
+    return next(islice(free, count, None))
 
 
 def test_a_server_of_64_descriptors(tmp_path: Path, repository: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_server_of_64_descriptors(tmp_path: Path, repository: Path) -> None:
     with serving(tmp_path, repository, prefix=prefix) as server:
         with server.wire() as wire:
             assert ask(wire, 10).status == 200
-            with limit(server.pid, resource.RLIMIT_NOFILE, with_one_free(server.pid)):
+            with limit(server.pid, resource.RLIMIT_NOFILE, with_free(server.pid)):
                 assert ask(wire, 20).status == 200
                 assert ask(wire, 3 * MEBI).status == 200, "segments in no use make room"
                 assert ask(wire, 3 * MEBI, "copies").status == 200
@@ -184,10 +184,48 @@ def test_a_server_of_64_descriptors(tmp_path: Path, repository: Path) -> None:
             wires = [many.enter_context(server.wire()) for _ in range(100)]
             answered = [answer for answer in map(attempt, wires[:8]) if answer]
             assert answered, "the first ones are served"
+        # The server may not have seen yet that those connections are closed.
+        until(lambda: goes_on(server), 10, "that it goes on")
         with server.wire() as wire:
-            for size in (10, 3 * MEBI, 10):
-                until(lambda size=size: ask(wire, size).status == 200, 10, "that it goes on")  # type: ignore[misc]
+            assert [ask(wire, size).status for size in (10, 3 * MEBI, 10)] == [200] * 3
             assert ask(wire, 3 * MEBI, "copies").status == 200
+
+
+def goes_on(server: ServerProcess) -> bool:
+    with suppress(ConnectionError), server.wire() as wire:
+        return attempt(wire)
+    return False
+
+
+def test_a_load_that_runs_out_of_descriptors_leaves_nothing(repository: Path, serve: Serve) -> None:
+    """Wherever that is: before the first instance is there, or when others are being started."""
+    groups = "instance_group { count: 3 kind: KIND_CPU }\n"
+    write_model(repository, "three", ECHO, BYTES_CONFIG + groups)
+    server = serve("--model-control-mode=explicit")
+
+    def descriptors() -> int:
+        """Without those of mappings, which go with the next collection of garbage."""
+        files = [str(entry.readlink()) for entry in Path(f"/proc/{server.pid}/fd").iterdir()]
+        return sum("memfd" not in file for file in files)
+
+    with server.wire() as wire:
+
+        def do(what: str) -> int:
+            return wire.ask(request("POST", f"/v2/repository/models/three/{what}")).status
+
+        assert do("load") == do("unload") == 200
+        until(lambda: len(descendants(server.pid)) == 1, what="the end of the instances")
+        before = descriptors()
+        statuses = []
+        for count in range(60):
+            with limit(server.pid, resource.RLIMIT_NOFILE, with_free(server.pid, count)):
+                statuses.append(do("load"))
+            if statuses[-1] == 200:
+                break
+            until(lambda: len(descendants(server.pid)) == 1, 3, f"the end of what was started with {count} descriptors")
+            until(lambda: descriptors() <= before, 3, f"the end of {count} descriptors")
+        assert len(statuses) > 10 and statuses[-1] == 200
+    server.stop(tracebacks=True)
 
 
 def attempt(wire: Any) -> bool:
