@@ -4,7 +4,8 @@ It has imported what a stub needs (numpy alone takes 70 ms and more), so a stub 
 that shares those pages; one with an interpreter of its own is a fork and an exec. It runs no other thread, no event loop and no
 CUDA, without which fork would not be safe. It is the parent of all stubs and the one who can wait for them.
 
-When the server is gone, however it ended, it ends every stub and what stubs started, and removes the server's temporary directories.
+When the server is gone, however it ended, it ends every stub and what stubs started, and removes the server's temporary directories. That it is
+gone a closed socket says, or, while a process that the server forked has a copy of that, another parent.
 It has a session of its own, so that nothing that is sent to the server's process group ends both at once.
 """
 
@@ -41,6 +42,7 @@ class Spawner:
 
     def __init__(self, control: ControlSocket) -> None:
         self._control = control
+        self._server = os.getppid()
         self._prctl = ctypes.CDLL(None, use_errno=True).prctl
         self._threads = ThreadCounts()
         self._children = Children(self._prctl)
@@ -56,6 +58,7 @@ class Spawner:
             signal.signal(signum, signal.SIG_IGN)
         signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
         # One that was stopped has to see that its server is gone, too.
+        signal.signal(signal.SIGCONT, lambda *_: None)
         self._prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
         gc.collect()
         gc.freeze()
@@ -67,6 +70,9 @@ class Spawner:
             with suppress(BlockingIOError):
                 os.read(self._wake, 4096)
             self._report_exits()
+            if os.getppid() != self._server:
+                self._end()
+                return None
             self._control.set_blocking(False)
             try:
                 message, fds = self._control.receive()
@@ -138,7 +144,7 @@ class Spawner:
         self._die_with(parent)
         os.setsid()
         signal.set_wakeup_fd(-1)
-        for signum in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
+        for signum in (signal.SIGCHLD, signal.SIGCONT, signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_DFL)
         os.dup2(stdout, 1)
         os.dup2(stderr, 2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -219,6 +221,37 @@ def test_kill_of_the_fork_server_ends_every_instance(server: ServerProcess, tmp_
     assert int(ask(server, "result = str(os.getpid())").json()["outputs"][0]["data"][0]) not in stubs.values()
     assert server.fork_server() != first
     server.stop()
+
+
+FORKS = """
+import os, sys, time
+
+from stublet.parent import Server
+
+with Server(sys.argv[1]) as server:
+    (row,) = server.status()
+    child = os.fork()
+    if not child:
+        time.sleep(600)
+    print(row.pid, child, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_kill_of_a_program_with_a_server_in_it_that_has_forked(repository: Path) -> None:
+    """What it forked has copies of the server's sockets, so that nobody sees them close."""
+    obey(repository)
+    with subprocess.Popen([sys.executable, "-c", FORKS, str(repository)], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        stub, child = map(int, program.stdout.readline().split())
+        family = [pid for pid in descendants(program.pid) if pid != child]
+        assert stub in family and alive(child)
+        program.kill()
+        try:
+            until(lambda: not any(map(alive, family)), AT_ONCE, "the end of the fork server and its stub")
+            assert alive(child)
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 NO_FORK = """
