@@ -12,6 +12,8 @@ from typing import Callable, Deque, List
 from .flood import PRINTED_BYTES, FloodGate
 
 _READ_BYTES = 64 << 10
+_PIPE_BYTES = 1 << 20
+"""A pipe holds no more, unless someone with privileges has made it larger."""
 _LONGEST_LINE = 64 << 10
 _LINES_A_TURN = 50
 """How many lines are logged before the loop's other callbacks have their turn: a millisecond or two."""
@@ -51,13 +53,15 @@ class LineReader:
         return list(self._last)
 
     def finish(self) -> None:
-        """Reads what is there and closes; a process that the stub left behind may hold the other end open for ever."""
-        if self._open:
-            with suppress(BlockingIOError):
-                while self._read():
-                    self._take_lines(len(self._lines))
-        if self._open:
-            self._end()
+        """Reads what is there and closes; a process that the stub left behind may hold the other end open for ever, and write on."""
+        if not self._open:
+            return
+        with suppress(BlockingIOError):
+            for _ in range(_PIPE_BYTES // _READ_BYTES):
+                if not self._read():
+                    break
+                self._take_lines(len(self._lines))
+        self._end()
 
     def _on_readable(self) -> None:
         with suppress(BlockingIOError):

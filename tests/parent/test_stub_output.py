@@ -44,6 +44,25 @@ def test_eight_kibibytes_of_them() -> None:
     assert [len(line) for line in kept_of(b"y" * 30_000 + b"\n")] == [8192]
 
 
+def test_what_never_stops_writing_is_not_read_to_the_end() -> None:
+    """A process that the stub left behind, and that writes as fast as it is read."""
+
+    async def run() -> None:
+        lines: List[str] = []
+
+        def on_line(line: str) -> None:
+            lines.append(line)
+            os.write(reader.write_end, b"on and on\n")
+
+        reader = LineReader(asyncio.get_running_loop(), on_line)
+        os.write(reader.write_end, b"x" * 4000 + b"\n")
+        reader.finish()
+        reader.close_write_end()
+        assert lines[0] == "x" * 4000 and len(lines) < 100
+
+    asyncio.run(run())
+
+
 def test_stacks_are_taken_once_and_are_bounded() -> None:
     async def run() -> None:
         reader = StackReader(asyncio.get_running_loop())
