@@ -11,6 +11,7 @@ from ..shm.errors import OutOfSharedMemory
 from . import repository
 from .environments import environment
 from .errors import Unavailable
+from .exposure import without_paths
 from .instance import Instance, LoadFailed
 from .lifecycle import State
 from .log import about
@@ -153,6 +154,10 @@ class Model(Roster):
 
     def unavailable_text(self) -> str:
         """Why a request cannot be served."""
+        text = self._unavailable_text()
+        return text if self.server.options.expose_tracebacks else without_paths(text)
+
+    def _unavailable_text(self) -> str:
         if self._stopping:
             return f"Request for unknown model: '{self.name}' is not found"
         if self.instances and all(instance.spec.passive for instance in self.instances):

@@ -235,6 +235,7 @@ class Supervisor:
             if instance.in_reserve:
                 self._relieve(place)
         elif not instance.ended.done():
+            logger.error("%s did not load: %s", place.title, failure, extra=about(instance.facts))
             place.restarts.failed()
             self._loop.call_later(_LAST_WORDS_SECONDS, instance.kill)
         self._tell_hope()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
@@ -11,7 +12,8 @@ from grpc_client import Client, failure, pb
 from grpc_client import infer as grpc_infer
 from http_wire import infer, request, tensor
 from model_repository import ECHO, ECHO_CONFIG, obey, write_model
-from server_process import ServerProcess, serving
+from mortal import Mortals, error_of, mortal, result_of
+from server_process import ServerProcess, serving, until
 
 BROKEN = ECHO.replace("def execute", "def initialize(self, args):\n        raise ValueError('no weights')\n\n    def execute")
 MODELS = {
@@ -27,6 +29,7 @@ def serve(root: Path, *arguments: str) -> Iterator[ServerProcess]:
     obey(root / "models")
     for name, (code, config, _) in MODELS.items():
         write_model(root / "models", name, code, config)
+    mortal(root / "models", "lost")
     options = ["--model-control-mode=explicit", "--load-model=obey", "--grpc-port", "0", *arguments]
     with serving(root, root / "models", *options, tracebacks=True) as server:
         yield server
@@ -97,3 +100,17 @@ def test_an_exception_in_execute(discreet: ServerProcess, frank: ServerProcess) 
 def test_an_error_that_is_the_models_own(discreet: ServerProcess, frank: ServerProcess) -> None:
     code = "returned = [pb_utils.InferenceResponse(error=pb_utils.TritonError('see /srv/help'))]"
     assert execute(discreet, code) == execute(frank, code) == ["see /srv/help"] * 2
+
+
+@pytest.mark.parametrize("which", ["discreet", "frank"])
+def test_an_instance_that_cannot_be_started_again(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Its file is gone: where that should be, whoever asks the model is told with ``--expose-tracebacks`` only, and the log always is."""
+    server: ServerProcess = request.getfixturevalue(which)
+    with Mortals(server, tmp_path / "gate") as mortals:
+        mortals.load("lost")
+        path = Path(result_of(mortals.ask("lost", "result = sys.modules[type(model).__module__].__file__")))
+        path.unlink()
+        mortals.kill("lost")
+        text = until(lambda: "not found" in (answer := mortals.ask("lost")).text and error_of(answer))
+        assert (str(path) in text) == (which == "frank") and "model.py" in text
+        assert re.search(f"instance 'lost_0_0' did not load: .* not found in '{path}'", server.log)
