@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 from contextlib import suppress
-from typing import Any, Dict, List, Mapping, Optional, Protocol, Sequence, Set, Tuple
+from typing import Any, Dict, Mapping, Optional, Protocol, Sequence, Set, Tuple
 
 from ..shm.control import EXITED, SPAWN, SPAWNED, TEMPORARY, ControlSocket
 from ..shm.errors import PeerGone, ProtocolError
@@ -41,7 +41,8 @@ class Spawner:
         self.cgroups = Cgroups()
         self._in_cgroups: Dict[Spawned, str] = {}
         self._temporary: Set[str] = set()
-        self._waiting: Dict[int, Spawned] = {}
+        self._waiting: Dict[int, Tuple[Spawned, asyncio.TimerHandle]] = {}
+        """Who is told, and when they are not waited for any more, by the key."""
         self._running: Dict[int, Tuple[int, Spawned]] = {}
         """The pid, and who is told, by the key."""
         self._next_key = 0
@@ -93,8 +94,7 @@ class Spawner:
             logger.error("a process cannot be started: %s", error)
             self._loop.call_soon(self._ended, stub, None)
             return
-        self._waiting[key] = stub
-        self._loop.call_later(SPAWN_SECONDS, self._give_up, key)
+        self._waiting[key] = stub, self._loop.call_later(SPAWN_SECONDS, self._give_up, key)
 
     def close(self) -> None:
         """Ends the fork server, and with it any stub that is left."""
@@ -130,8 +130,15 @@ class Spawner:
         with suppress(PeerGone, OSError):  # one that is gone, or stuck: another will be told, or nobody can
             self._control.send((TEMPORARY, directory))
 
+    def _awaited(self, key: int) -> Optional[Spawned]:
+        """Who waited for news of that process, and does no more."""
+        stub, timer = self._waiting.pop(key, (None, None))
+        if timer is not None:
+            timer.cancel()
+        return stub
+
     def _give_up(self, key: int) -> None:
-        stub = self._waiting.pop(key, None)
+        stub = self._awaited(key)
         if stub is not None:
             logger.error("the fork server (pid %d) did not start a process within %.0f s", self._fork_server.process.pid, SPAWN_SECONDS)
             self._ended(stub, None)
@@ -147,7 +154,7 @@ class Spawner:
     def _handle(self, message: Tuple[Any, ...]) -> None:
         if message[0] == SPAWNED:
             _, key, pid = message
-            stub = self._waiting.pop(key, None)
+            stub = self._awaited(key)
             if stub is None:
                 with suppress(ProcessLookupError):  # it came too late
                     os.kill(pid, signal.SIGKILL)
@@ -156,7 +163,7 @@ class Spawner:
             stub.on_spawned(pid)
         elif message[0] == EXITED:
             _, key, status = message
-            ended = self._waiting.pop(key, None)
+            ended = self._awaited(key)
             if key in self._running:
                 _, ended = self._running.pop(key)
             if ended is not None:
@@ -175,8 +182,9 @@ class Spawner:
         logger.error("the fork server ended unexpectedly; every model instance ended with it")
         if self._running:
             self._loop.run_in_executor(None, end_sessions, {pid for pid, _ in self._running.values()})
-        left: List[Spawned] = [*self._waiting.values(), *(stub for _, stub in self._running.values())]
-        self._waiting.clear()
+        left = [*(stub for stub, _ in self._waiting.values()), *(stub for _, stub in self._running.values())]
+        for key in list(self._waiting):
+            self._awaited(key)
         self._running.clear()
         for stub in left:
             self._ended(stub, None)

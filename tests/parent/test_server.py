@@ -374,3 +374,9 @@ def test_a_model_that_does_not_load(tmp_path: Path) -> None:
 def test_no_such_repository() -> None:
     with pytest.raises(RepositoryError, match=r"^the model repository '/no/such/place' is not a directory$"), Server("/no/such/place"):
         pass
+
+
+def test_no_timer_is_left_of_what_has_been_started(obedient: Server) -> None:
+    timers = [repr(thing) for thing in gc.get_objects() if type(thing).__name__ == "TimerHandle"]
+    assert any("Watcher" in timer for timer in timers)
+    assert not [timer for timer in timers if "give_up" in timer]
