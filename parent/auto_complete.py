@@ -21,7 +21,7 @@ from .log import VERBOSE, about, facts, stub_logger
 from .model_config import ConfigError
 from .repository import ModelFiles
 from .sandbox.prepare import prepare as prepare_sandbox
-from .stub_process import StubProcess
+from .stub_process import StubProcess, why_not_loaded
 from .supervision.cause import Cause, Death, Kind
 from .supervision.stacks import stacks_of
 
@@ -120,9 +120,9 @@ class _Completion:
                 raise ProtocolError(f"a configuration is text, not {type(text).__name__}")
             self._settle(text)
         elif kind == FAILED:
-            text, trace = parts
+            text, trace = why_not_loaded(*parts)
             if trace:
-                logger.error("model '%s' did not complete its configuration", self.name, extra=about(self.facts, str(trace)))
+                logger.error("model '%s' did not complete its configuration", self.name, extra=about(self.facts, trace))
             self._settle(LoadFailed(text))
         elif kind == ASK:
             number, what, _ = parts

@@ -42,7 +42,7 @@ from .output_memory import OutputMemory
 from .placement.instance_groups import InstanceSpec
 from .placement.placement import Placement
 from .request import Outcome
-from .stub_process import StubProcess
+from .stub_process import StubProcess, why_not_loaded
 from .supervision.cause import Cause, Death, Kind
 from .supervision.deadlines import Limits
 
@@ -322,11 +322,11 @@ class Instance:
             if not self.model.begin_warmup(self):
                 self.warmed_up()
         elif kind == FAILED:
-            text, trace = parts
+            text, trace = why_not_loaded(*parts)
             self._advance(Event.LOAD_FAILED)
             self.reason = text
             if trace:
-                logger.error("model '%s', instance '%s' did not load", self.model.name, self.name, extra=about(self.facts, str(trace)))
+                logger.error("model '%s', instance '%s' did not load", self.model.name, self.name, extra=about(self.facts, trace))
             self.loaded.set_exception(LoadFailed(text))
         else:
             raise ProtocolError(f"no control message begins with {kind!r}")

@@ -32,6 +32,8 @@ _REPORT_SECONDS = 1.0
 _HUNG_UP_SECONDS = 2.0
 """How long after its control socket a stub may live."""
 
+_MOST_CHARACTERS = 32 << 10
+
 Log = Callable[..., None]
 
 
@@ -248,6 +250,27 @@ class StubProcess:
         if not self._hung_up:
             self._hung_up = True
             self._loop.remove_reader(self._control.fileno())
+
+
+def why_not_loaded(text: Any, trace: Any) -> Tuple[str, str]:
+    """What a stub says of that, of which no more is kept than people read: it goes to clients, and into every list of models.
+
+    Args:
+        trace: a traceback, or "".
+
+    Raises:
+        TypeError: it is no text.
+    """
+    if type(text) is not str or type(trace) is not str:
+        raise TypeError(f"why it did not load is text, not {type(text).__name__} and {type(trace).__name__}")
+    return _shortened(text), _shortened(trace)
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    half = _MOST_CHARACTERS // 2
+    return f"{text[:half]} ... {text[-half:]}"
 
 
 def _is_exiting(pid: Optional[int]) -> bool:

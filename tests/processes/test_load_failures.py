@@ -134,3 +134,16 @@ def test_one_instance_of_several_that_fails_fails_the_model(repository: Path, se
     assert server.stubs() == {}
     assert "failed to load 'half': version 1 is at UNAVAILABLE state: ValueError: second" in server.log
     server.stop(tracebacks=True)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--disable-auto-complete-config",)], ids=["completed", "as it is"])
+def test_a_reason_as_long_as_a_book_is_shortened(repository: Path, serve: Any, arguments: Any) -> None:
+    where = "raise ValueError('x' * (10 << 20) + ' the end')"
+    completes = f"\n    @staticmethod\n    def auto_complete_config(config):\n        {where}\n" if not arguments else ""
+    write_model(repository, "long", hook("initialize", where) + completes, ECHO_CONFIG)
+    server = serve("--exit-on-error=false", *arguments)
+    with server.wire() as wire:
+        (row,) = wire.ask(request("POST", "/v2/repository/index")).json()
+    assert row["reason"].startswith("ValueError: xxx") and row["reason"].endswith("x the end") and len(row["reason"]) < 40_000
+    assert len(server.log) < 200_000
+    server.stop(tracebacks=True)

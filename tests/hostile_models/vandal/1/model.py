@@ -232,6 +232,7 @@ WAYS = {
     "log of no lines": lambda: tell(control.LOG, 5),
     "ready again": lambda: tell(control.READY, False),
     "hello again": lambda: tell(control.HELLO, 2, "3", "1", "python"),
+    "failed for no reason": lambda: tell(control.FAILED, b"text", {}),
     "failed to load": lambda: tell(control.FAILED, "text", ""),
     "a question without a number": lambda: tell(control.ASK, None, "model.ready", ()),
     "told nothing": lambda: tell(control.TELL),
