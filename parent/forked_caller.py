@@ -133,7 +133,11 @@ class ForkedCaller:
         try:
             while unsent:
                 outcome, final = unsent[0]
-                self._socket.send(_told(outcome, final))
+                try:
+                    self._socket.send(_told(outcome, final))
+                except ValueError as error:
+                    text = f"the outputs are more than a forked process can be sent at once: {error}"
+                    self._socket.send(_told(InternalError(text), final))
                 drop(outcome)
                 unsent.popleft()
                 if final:

@@ -9,6 +9,7 @@ import pytest
 from scripted import Scripted, quiet, room, scripted, texts
 from server_process import alive, descendants, until
 from stublet.parent import Server
+from stublet.shm import control
 
 FORK = """
 def in_child(function):
@@ -303,6 +304,13 @@ def work():
     return first == '0' and [said(r) for r in it] == [str(i) for i in range(1, {number})] + ['']
 result = in_child(work)
 """) == "True"  # fmt: skip
+
+
+def test_an_answer_longer_than_any_message_is_an_error(asks: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_MOST_BYTES", 1 << 20)
+    code = "call('answers', 'output = np.zeros(1 << 20)').exec()"
+    found = asks.say(f"{FORK}\nresult = in_child(lambda: said({code}))")
+    assert found.startswith("error: the outputs are more than a forked process can be sent at once: a control message of ")
 
 
 def test_leaving_an_iterator_in_a_child(get: Get) -> None:
