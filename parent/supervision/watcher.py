@@ -59,10 +59,11 @@ class Watcher:
         self._timer: Optional[asyncio.TimerHandle] = None
         self._period = LOOK_SECONDS
         self._skipped = False
+        self._stopped = 0.0
 
     def watch(self, instance: Instance) -> None:
         """From now on, until it has ``ended``. Its process is there."""
-        self._watched[instance] = _Watched(instance.limits, _now())
+        self._watched[instance] = _Watched(instance.limits, self._clock())
         self._plan()
 
     @property
@@ -82,6 +83,10 @@ class Watcher:
         if watched is not None:
             watched.unanswered = None
 
+    def _clock(self) -> float:
+        """In seconds, without the time for which this process was stopped: its machine may have been suspended, and its stubs with it."""
+        return _now() - self._stopped
+
     def _plan(self) -> None:
         """Sees to the next look, unless there will be one soon enough."""
         if not self._watched:
@@ -96,9 +101,11 @@ class Watcher:
 
     def _look(self) -> None:
         assert self._timer is not None
-        late = _now() - self._timer.when() > self._period
+        late = _now() - self._timer.when()
         self._timer = None
-        self._skipped = late and not self._skipped
+        if late > LOOK_SECONDS:
+            self._stopped += late
+        self._skipped = late > self._period and not self._skipped
         try:
             # After a stop of this process, what stubs have said meanwhile is read first.
             for instance, watched in [] if self._skipped else list(self._watched.items()):
@@ -107,12 +114,12 @@ class Watcher:
             self._plan()
 
     def _look_at(self, instance: Instance, watched: _Watched) -> None:
-        now = _now()
+        now = self._clock()
         begun = instance.channel.begun()
         process = None if instance.pid is None else process_of(instance.pid)
         if now - watched.examined >= LOOK_SECONDS:
             watched.examined = now
-            instance.process.look_for_oom_kills(now)
+            instance.process.look_for_oom_kills(_now())
         if instance.state.talks and watched.unanswered is None and now - watched.pinged >= watched.ping_seconds:
             watched.pinged = watched.unanswered = now
             instance.process.tell((PING,))

@@ -15,7 +15,7 @@ import pytest
 from grpc_client import Client, failure, typed
 from http_wire import Answer, infer, request, tensor
 from model_repository import ECHO_CONFIG, copy_model, python, write_model
-from server_process import ServerProcess, alive, until
+from server_process import ServerProcess, alive, descendants, until
 from shared_memory import client_file
 from stublet.parent import Server, ServerOptions
 
@@ -104,6 +104,24 @@ def test_a_stop_of_the_server_is_not_the_models_fault(repository: Path) -> None:
         for _ in range(2):
             server.loop.call_soon_threadsafe(server.loop.call_later, 0.2, time.sleep, 1.5)
             server.infer("obey", {"CODE": np.array(["time.sleep(0.5)"], object)})
+
+
+def test_the_time_of_a_suspended_machine_does_not_count(repository: Path, serve: Any, tmp_path: Path) -> None:
+    limited(repository, execute_timeout="1", hang_timeout="1")
+    server = serve()
+    begun, wire = tmp_path / "begun", server.wire()
+    with wire:
+        wire.send(told(f"time.sleep(0.3)\nopen({str(begun)!r}, 'w').close()\nfor _ in range(40): time.sleep(0.01)"))
+        until(begun.exists)
+        family = [server.pid, *descendants(server.pid)]
+        for pid in family:
+            os.kill(pid, signal.SIGSTOP)
+        resumed = time.monotonic() + 4
+        until(lambda: time.monotonic() > resumed)
+        for pid in family:
+            os.kill(pid, signal.SIGCONT)
+        assert wire.answer().status == 200
+    server.stop()
 
 
 def test_what_waits_behind_it_is_executed_by_the_next(repository: Path, serve: Any) -> None:
