@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -115,8 +116,10 @@ class StubProcess:
             self._control.send(message, fds)
         except PeerGone:
             return
-        except TimeoutError as error:
-            self._loop.call_soon_threadsafe(self._owner.on_violation, str(error))
+        except OSError as error:
+            if error.errno != errno.EBADF:  # that is how it is when it has ended just now
+                # It does not read, or there is no descriptor for a long message: it would wait for what it is not told.
+                self._loop.call_soon_threadsafe(self._owner.on_violation, str(error))
 
     def condemn(self, cause: Cause) -> None:
         """It is to be ended, for that: the cause of its death, unless there is one already."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from stublet.parent import (
 from stublet.parent.instance import LoadFailed
 from stublet.parent.options import ServerOptions
 from stublet.parent.repository import RepositoryError
+from stublet.shm.control import PING
 
 FOUR = np.arange(4, dtype=np.float32)
 
@@ -380,3 +382,11 @@ def test_no_timer_is_left_of_what_has_been_started(obedient: Server) -> None:
     timers = [repr(thing) for thing in gc.get_objects() if type(thing).__name__ == "TimerHandle"]
     assert any("Watcher" in timer for timer in timers)
     assert not [timer for timer in timers if "give_up" in timer]
+
+
+def test_what_is_said_to_an_instance_that_has_just_ended_is_dropped(obedient: Server) -> None:
+    """Others may be about to tell it of their memory when its end is noticed."""
+    (instance,) = obedient.core.find("vector").instances
+    os.kill(int(instance.pid or 0), signal.SIGKILL)
+    until(instance.ended.done)
+    instance.process.tell((PING,))
