@@ -9,8 +9,8 @@ from typing import Any, List
 
 import pytest
 from http_wire import request
-from model_repository import write_model
-from server_process import run_serve, until
+from model_repository import copy_model, write_model
+from server_process import ServerProcess, run_serve, until
 from stublet.parent.libc import copy_tuning
 
 
@@ -168,3 +168,16 @@ def test_every_line_of_the_log_has_its_form(repository: Path, serve: Any) -> Non
     assert "Invalid HTTP request received." in server.log
     for line in server.log.splitlines():
         assert re.match(r"[IWE]\d{4} \d\d:\d\d:\d\d\.\d{6} \d+ \w+\.py:\d+\] ", line)
+
+
+def test_without_standard_streams(repository: Path, tmp_path: Path) -> None:
+    """It serves, and the log is where it was wanted."""
+    copy_model(repository, "vector")
+    log = tmp_path / "log"
+    prefix = ("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh")
+    server = ServerProcess(tmp_path, repository, "--log-file", str(log), prefix=prefix)
+    try:
+        until(lambda: log.exists() and "serving 1 model" in log.read_text())
+        server.stop()
+    finally:
+        server.cleanup()
