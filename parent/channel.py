@@ -154,6 +154,12 @@ class Channel:
         self._finalize = True
 
     @property
+    def is_beginning(self) -> bool:
+        """Whether the stub has nothing to do but one batch, which is not written yet."""
+        batches = self._batches
+        return len(batches) == 1 and len(self.in_flight) == len(batches[0])
+
+    @property
     def has_releases(self) -> bool:
         """Whether there are so many blocks to be given back that they should not wait."""
         return len(self.loans.releases) >= self._releases_at_once

@@ -21,6 +21,7 @@ from .errors import InvalidArgument, NotFound, ServerError
 from .idle_memory import give_back_idle
 from .lifecycle import State
 from .log_settings import LogSettings
+from .lull import Lull
 from .memory_limits import request_memory
 from .metrics import exposition
 from .metrics.custom import CustomMetrics
@@ -95,6 +96,7 @@ class Core:
         self.request_memory = request_memory(options.shared_memory)
         self._may_shed_at = 0.0
         self.limits: Optional[RateLimits] = None
+        self.lull = Lull()
         self._host_policies = HostPolicies()
         self.client_memory = ClientMemory(options.allow_client_shm, self.next_segment_id, self._forget_soon)
 

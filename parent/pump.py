@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Callable, List, Set
+from typing import TYPE_CHECKING, Callable, List, Optional, Set
 
 from ..shm.errors import ProtocolError
 from ..shm.polling import yield_core
@@ -19,7 +19,7 @@ _STUCK_SECONDS = 0.002
 
 
 class Pump:
-    """Works under the lock of its model: ``flush`` and ``flush_soon`` are called under it, everything else takes it where that is needed.
+    """Works under the lock of its model: ``flush``, ``flush_begun`` and ``flush_soon`` are called under it, everything else takes it where that is needed.
 
     ``dirty``: the instances for which something is pending.
     """
@@ -29,6 +29,7 @@ class Pump:
         self._lock = traffic.lock
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
+        self._lull = traffic.server.lull
         self._due = False
         self._stuck: Set[Instance] = set()
         self.dirty: List[Instance] = []
@@ -62,18 +63,19 @@ class Pump:
         if not self._due:
             # Once per turn of the loop: the requests of one turn share a record and a wake-up.
             self._due = True
-            self._loop.call_soon(self.turn)
+            self._loop.call_soon(self._turn)
         return []
 
-    def hurry(self) -> None:
-        """Writes now what would be written at the end of the loop's turn."""
-        if self._due and self.in_loop:
-            self.turn()
+    def flush_begun(self) -> Optional[Instance]:
+        """Writes what is pending, if it is for an instance that has nothing else to do, and returns that, which ``expect_more`` has to be told
+        of. Such a one need not wait for what else may come in the same turn of the loop."""
+        dirty = self.dirty
+        if len(dirty) != 1 or not dirty[0].channel.is_beginning or not self.in_loop:
+            return None
+        self.flush()
+        return dirty[0]
 
-    def turn(self) -> None:
-        """Writes what was to be written soon, unless somebody was in a hurry."""
-        if not self._due:
-            return
+    def _turn(self) -> None:
         traffic = self._traffic
         with self._lock:
             self._due = False
@@ -122,11 +124,12 @@ class Pump:
         """Looks at the ring in the calling thread until ``done``, for as long as an answer is expected soon. A hand-over to the loop's thread
         and back would cost two wake-ups of a thread."""
         traffic = self._traffic
-        busy = [i for i in traffic.instances if i.channel.in_flight and i.channel.expects.nanoseconds()]
+        now = perf_counter_ns()
+        busy = [i for i in traffic.instances if i.channel.in_flight and i.channel.expects.nanoseconds(now)]
         if len(busy) != 1:
             return
         (instance,) = busy
-        deadline = perf_counter_ns() + instance.channel.expects.nanoseconds()
+        deadline = now + instance.channel.expects.nanoseconds(now)
         self._begin(instance)
         try:
             while not done() and perf_counter_ns() < deadline:
@@ -134,17 +137,22 @@ class Pump:
                     if traffic.drain(instance):
                         return  # it called another model, and the server's loop has to see to that
                 elif not yield_core():  # the stub may be waiting for this very core
-                    instance.channel.expects.disturbances.hurt()
+                    instance.channel.expects.disturbed(perf_counter_ns())
                     return
         finally:
             self._end(instance)
 
     def expect_more(self, instance: Instance) -> None:
         """Something was sent: in the loop's own thread, looks for what comes back for a while."""
-        budget = instance.channel.expects.nanoseconds()
-        if budget and not instance.pollers and self.in_loop:
+        if not self.in_loop:
+            return
+        now = perf_counter_ns()
+        self._lull.ends(now)
+        budget = instance.channel.expects.nanoseconds(now)
+        if budget and not instance.pollers:
+            self._lull.looks()
             self._begin(instance)
-            self._loop.call_soon(self._poll, instance, perf_counter_ns() + budget)
+            self._loop.call_soon(self._poll, instance, now + budget)
 
     def _poll(self, instance: Instance, deadline: int) -> None:
         """One look at a ring in each turn of the loop, for as long as an answer is expected soon."""
@@ -152,10 +160,21 @@ class Pump:
         channel = instance.channel
         if channel.ready():
             self._traffic.drain(instance)
-            deadline = now + channel.expects.nanoseconds()
+            deadline = now + channel.expects.nanoseconds(now)
         if channel.in_flight and now <= deadline and not instance.broken:
             if yield_core():  # the stubs that are to answer may be waiting for this very core
                 self._loop.call_soon(self._poll, instance, deadline)
                 return
-            channel.expects.disturbances.hurt()
+            channel.expects.disturbed(perf_counter_ns())
         self._end(instance)
+        deadline = self._lull.looked(perf_counter_ns())
+        if deadline:
+            self._loop.call_soon(self._expect_requests, deadline)
+
+    def _expect_requests(self, deadline: int) -> None:
+        """Keeps the loop turning, and so looking at its sockets, for as long as the next request is expected soon."""
+        if self._lull.lasts(perf_counter_ns(), deadline):
+            if yield_core():  # the client may be waiting for this very core
+                self._loop.call_soon(self._expect_requests, deadline)
+            else:
+                self._lull.budget.disturbed(perf_counter_ns())

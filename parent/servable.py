@@ -147,10 +147,6 @@ class Servable(ABC):
         """
 
     @abstractmethod
-    def hurry(self) -> None:
-        """The request that was just submitted need not wait for others that may come in the same turn of the loop. In any thread."""
-
-    @abstractmethod
     def cancel(self, request: Request, reason: Optional[ServerError] = None) -> None:
         """Nobody wants the answer any more. A request that is not executed yet is answered at once, with ``reason`` or CANCELLED; of one
         that is, the model is told, and goes on as it likes. In any thread."""

@@ -105,8 +105,11 @@ class Traffic(Servable):
             if self._sequences is not None:
                 self._admit(self._sequences, request)
             refused = self._hand_over(self._scheduler.enqueue(request, request.submitted_ns))
+            begun = self.pump.flush_begun()
             if self.pump.dirty or self._scheduler.due is not None:
                 refused += self.pump.flush_soon()
+        if begun is not None:
+            self.pump.expect_more(begun)
         self.settle(refused)
         if self._batched and self._scheduler.waiting >= self._worth_a_look and self.pump.in_loop:
             # Many requests may come in one turn of the loop, and the stub be done long before its end: the next batch need not wait for it.
@@ -200,10 +203,6 @@ class Traffic(Servable):
             instance.channel.finalize()
             self.pump.dirty.append(instance)
             self.pump.flush()
-
-    def hurry(self) -> None:
-        if self.in_flight <= 1:
-            self.pump.hurry()
 
     def poll(self, done: Callable[[], bool]) -> None:
         self.pump.poll(done)

@@ -14,66 +14,49 @@ MICROSECOND = 1_000
 TAKEN_NS = 300 * MICROSECOND
 """Whoever is away for so long after a yield shares the core with somebody who computes."""
 
-_LEAST_REST, _LONGEST_REST = 16, 1024
+_LEAST_REST_NS, _LONGEST_REST_NS = 16_000 * MICROSECOND, 1_024_000 * MICROSECOND
 
 
 def yield_core() -> bool:
     """Lets whoever shares this core go first, which costs half a microsecond when nobody does; False if that took so long that somebody
-    computes here. The scheduler takes a slice of 3 ms from whoever yields to such a one, and wakes a sleeper sooner."""
+    computes here. The scheduler takes a slice of a few ms from whoever yields to such a one, and wakes a sleeper sooner."""
     begun = perf_counter_ns()
     os.sched_yield()
     return perf_counter_ns() - begun < TAKEN_NS
 
 
-class Deterrent:
-    """Keeps from doing again what has turned out badly: the next times, twice as many each time it happens before it is forgotten, which takes
-    as many times without. Pure."""
-
-    __slots__ = ("_penalty", "_rest")
-
-    def __init__(self) -> None:
-        self._rest = 0
-        self._penalty = 0
-
-    def holds(self) -> bool:
-        """Whether it should not be done now."""
-        return self._rest > 0
-
-    def passed(self) -> None:
-        """One time has passed, with it or without."""
-        if self._rest:
-            self._rest -= 1
-        elif self._penalty:
-            self._penalty -= 1
-
-    def hurt(self) -> None:
-        """It was done, and turned out badly."""
-        self._rest = self._penalty = min(max(2 * self._penalty, _LEAST_REST), _LONGEST_REST)
-
-
 class PollBudget:
     """Decides, from the waits seen so far, how many nanoseconds to poll. Pure: time is handed in.
+
+    Where somebody computes on the core of whoever polls, each yield may cost a slice, and sleeping costs little, since no core has to be woken
+    up. So a disturbance ends all polling for a while; for twice as long each time that it happens again before it was undisturbed for as
+    long as it had rested.
 
     Args:
         limit: longest time worth polling, in nanoseconds; 0 never polls.
     """
 
-    __slots__ = ("_limit", "_mean", "disturbances")
+    __slots__ = ("_limit", "_mean", "_rest", "_rests_until")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._mean = limit // 2
-        self.disturbances = Deterrent()
-        """Is told when ``yield_core`` says that somebody computes on this core: then the next waits are slept through."""
+        self._rest = 0
+        self._rests_until = 0
 
-    def nanoseconds(self) -> int:
+    def nanoseconds(self, now: int) -> int:
         """How long to poll now: ``limit`` if the wait is expected to end before, or 0."""
-        return self._limit if self._mean < self._limit and not self.disturbances.holds() else 0
+        return self._limit if self._mean < self._limit and now >= self._rests_until else 0
 
     def waited(self, nanoseconds: int) -> None:
         """Learns from one wait; a long pause counts as twice the limit, so that three short ones undo any number of them."""
         self._mean += (min(nanoseconds, 2 * self._limit) - self._mean) // 4
-        self.disturbances.passed()
+
+    def disturbed(self, now: int) -> None:
+        """``yield_core`` says that somebody computes on this core."""
+        soon = now - self._rests_until < self._rest
+        self._rest = min(2 * self._rest, _LONGEST_REST_NS) if soon else _LEAST_REST_NS
+        self._rests_until = now + self._rest
 
 
 def poll_limit(microseconds: int) -> int:

@@ -19,7 +19,7 @@ from typing import Callable, Deque, Optional
 
 from ..shm.cores import current_core, step_aside
 from ..shm.errors import ProtocolError
-from ..shm.polling import TAKEN_NS, Deterrent, PollBudget
+from ..shm.polling import TAKEN_NS, PollBudget
 from ..shm.ring import Consumer
 from .error import TritonModelException
 
@@ -81,7 +81,6 @@ class Inbox:
     ) -> None:
         self._down = down
         self._shares_core = shares_core
-        self._moves = Deterrent()
         self._bell = bell
         self._readable = select.poll()
         self._readable.register(bell, select.POLLIN)
@@ -208,15 +207,13 @@ class Inbox:
 
     def _poll(self, waiter: Waiter, budget: PollBudget, started: int) -> bool:
         """Looks at the ring for as long as that pays; whether there is something."""
-        until = started + budget.nanoseconds()
+        until = started + budget.nanoseconds(started)
         words, word, sequence = self._down.awaited()
         pause = os.sched_yield
-        moved = False
-        self._moves.passed()
         now = started
         while now < until:
-            if self._shares_core() and not self._moves.holds():
-                moved = step_aside(current_core())
+            if self._shares_core():
+                step_aside(current_core())
             # No call that is not needed: the others who poll on this core wait for this turn to end.
             for _ in _TURNS:
                 if words[word] == sequence or waiter.done:
@@ -224,7 +221,7 @@ class Inbox:
                 pause()  # lets whoever shares this core go first, and costs half a microsecond when nobody does
                 before, now = now, perf_counter_ns()
                 if now - before > TAKEN_NS:
-                    (self._moves if moved else budget.disturbances).hurt()
+                    budget.disturbed(now)
                     return self._down.ready()
         return False
 

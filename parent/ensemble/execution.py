@@ -199,7 +199,6 @@ class Execution:
         run.sources = ()
         run.work = step, work
         step.model.submit(work)
-        step.model.hurry()
 
     def _rebound(self, number: int) -> Step:
         """A model was loaded again, or is gone, since the request began.

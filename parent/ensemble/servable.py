@@ -166,9 +166,6 @@ class Ensemble(Servable):
         self._open[request] = execution
         execution.begin()
 
-    def hurry(self) -> None:
-        """Its steps hurry by themselves."""
-
     def done(self, request: Request) -> None:
         """Everything that a request has caused is over."""
         self._open.pop(request, None)

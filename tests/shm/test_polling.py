@@ -18,7 +18,7 @@ def after(*waits: int, limit: int = LIMIT) -> int:
     budget = PollBudget(limit)
     for wait in waits:
         budget.waited(wait)
-    return budget.nanoseconds()
+    return budget.nanoseconds(0)
 
 
 @pytest.mark.parametrize(
@@ -48,33 +48,29 @@ def test_no_limit_means_no_polling(waits: List[int]) -> None:
     assert after(*waits, limit=0) == 0
 
 
-def rests(budget: PollBudget) -> int:
-    """How many waits it is until it polls again."""
-    count = 0
-    while not budget.nanoseconds():
-        budget.waited(0)
-        count += 1
-    return count
+MS = 1_000_000
+
+
+def rest(budget: PollBudget, now: int) -> int:
+    """How many ms from a disturbance on it does not poll."""
+    budget.disturbed(now)
+    return next(ms for ms in range(10_000) if budget.nanoseconds(now + ms * MS))
 
 
 def test_who_is_disturbed_sleeps_for_longer_and_longer() -> None:
     budget = PollBudget(LIMIT)
-    found = []
+    now, found = 10**12, []
     for _ in range(8):
-        budget.disturbances.hurt()
-        found.append(rests(budget))
+        found.append(rest(budget, now))
+        now += found[-1] * MS
     assert found == [16, 32, 64, 128, 256, 512, 1024, 1024]
 
 
-def test_as_many_undisturbed_waits_as_it_rested_are_forgiveness() -> None:
+@pytest.mark.parametrize("undisturbed, then", [(31, 64), (32, 16)])
+def test_as_long_without_as_it_rested_is_forgiveness(undisturbed: int, then: int) -> None:
     budget = PollBudget(LIMIT)
-    budget.disturbances.hurt()
-    budget.disturbances.hurt()
-    assert rests(budget) == 32
-    for _ in range(32):
-        budget.waited(0)
-    budget.disturbances.hurt()
-    assert rests(budget) == 16
+    assert [rest(budget, 10**12), rest(budget, 10**12 + 16 * MS)] == [16, 32]
+    assert rest(budget, 10**12 + (16 + 32 + undisturbed) * MS) == then
 
 
 def test_only_a_long_yield_is_a_disturbance(monkeypatch: pytest.MonkeyPatch) -> None:
