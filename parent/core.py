@@ -269,6 +269,7 @@ class Core:
         self.metrics.release(instance)
         if self.limits is not None:
             self.limits.dismiss(instance)
+        self.device_memory.retired.gone(instance)
         self.forget(segments)
 
     def forget(self, segments: Sequence[int]) -> None:

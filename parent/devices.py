@@ -19,6 +19,7 @@ from ..shm.cuda.segment import DeviceSegment, spelled
 from ..shm.errors import ProtocolError
 from .errors import InternalError, Unavailable, Unsupported
 from .log import about
+from .retired_memory import RetiredMemory
 
 if TYPE_CHECKING:
     from .core import Core
@@ -57,6 +58,7 @@ class DeviceMemory:
         self._core = core
         self._verdicts: Dict[bytes, asyncio.Future[str]] = {}
         """By the UUID of the GPU: "ok", or why its memory cannot be shared."""
+        self.retired = RetiredMemory(core)
         self._exporters: WeakKeyDictionary[Instance, _Exporter] = WeakKeyDictionary()
 
     async def export(self, instance: Instance, arguments: Sequence[Any]) -> int:
@@ -89,7 +91,7 @@ class DeviceMemory:
         if reason != "ok":
             raise Unsupported(f"device memory of {spelled(uuid)} cannot be shared between processes: {reason}")
         loans = instance.channel.loans
-        if sum(isinstance(other, DeviceSegment) for other in loans.outputs.values()) >= _MOST_SEGMENTS:
+        if len(instance.device_segments) + len(self.retired.of(instance)) >= _MOST_SEGMENTS:
             raise Unavailable(f"instance '{instance.name}' exports {_MOST_SEGMENTS} pieces of device memory already")
         loans.outputs[segment.id] = segment
         loans.has_devices = True

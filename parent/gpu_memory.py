@@ -5,8 +5,6 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Dict, NamedTuple
 
-from ..shm.cuda.segment import DeviceSegment
-
 if TYPE_CHECKING:
     from .core import Core
     from .instance import Instance
@@ -27,11 +25,11 @@ def shared(core: Core) -> Dict[Instance, Shared]:
     for model in core.alive:
         with model.lock:
             for instance in model.instances:
-                loans = instance.channel.loans
-                own = {segment.id: segment.size for segment in loans.outputs.values() if isinstance(segment, DeviceSegment)}
+                own = {segment.id: segment.size for segment in instance.device_segments}
                 sizes.update(own)
-                exported[instance] = sum(own.values())
-                known[instance] = frozenset(loans.known.difference(own))
+                # What is out of use takes room all the same, until it can be freed.
+                exported[instance] = sum(own.values()) + sum(segment.size for segment in core.device_memory.retired.of(instance))
+                known[instance] = frozenset(instance.channel.loans.known.difference(own))
     return {instance: Shared(exported[instance], sum(sizes.get(number, 0) for number in known[instance])) for instance in exported}
 
 

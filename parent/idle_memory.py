@@ -1,4 +1,4 @@
-"""Shared memory that is in no use goes back to the system."""
+"""Shared memory that is in no use goes back to the system, and device memory to the GPU."""
 
 from __future__ import annotations
 
@@ -24,3 +24,4 @@ async def give_back_idle(server: Core, seconds: float) -> None:
             except Exception:
                 # One that cannot be asked must not keep the others from being asked, now and later.
                 logger.exception("idle memory of model '%s' could not be given back", model.name)
+        server.device_memory.retired.look()

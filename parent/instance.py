@@ -26,6 +26,7 @@ from ..shm.control import (
     SEGMENT,
     SHED,
     TELL,
+    UNMAPPED,
 )
 from ..shm.cuda.segment import DeviceSegment
 from ..shm.errors import OutOfSharedMemory, ProtocolError
@@ -120,6 +121,11 @@ class Instance:
     def segments(self) -> List[Segment]:
         """Those of its arena, in host memory."""
         return [segment for segment in self.channel.loans.outputs.values() if not isinstance(segment, DeviceSegment)]
+
+    @property
+    def device_segments(self) -> List[DeviceSegment]:
+        """What it exports of device memory."""
+        return [segment for segment in self.channel.loans.outputs.values() if isinstance(segment, DeviceSegment)]
 
     @property
     def ended(self) -> asyncio.Future[None]:
@@ -288,6 +294,9 @@ class Instance:
         elif kind == SHED:
             (segments,) = parts
             self.memory.on_shed(segments)
+        elif kind == UNMAPPED:
+            number, done = parts
+            self.model.server.device_memory.retired.unmapped(self, number, done)
         elif kind == PONG:
             self.model.server.watcher.answered(self)
         elif kind == CHECKED:

@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Optional, Tuple
 
 from ..shm.control import NO_ROOM, SHED
+from ..shm.cuda.segment import DeviceSegment
 from ..shm.errors import OutOfSharedMemory, ProtocolError
 from ..shm.segment import EAGER_BYTES, Segment
 from .log import about
@@ -68,7 +69,7 @@ class OutputMemory:
     def shed(self) -> None:
         """Has the stub look for segments that it has not used since it last looked, unless it is at it."""
         keep = self._instance.model.server.options.backend.shm_default_byte_size
-        if not self._shedding and self.held > keep:
+        if not self._shedding and (self.held > keep or self._instance.device_segments):
             self._shedding = True
             with self._instance.model.lock:
                 self._give_back()
@@ -95,11 +96,15 @@ class OutputMemory:
             for number in segments:
                 if type(number) is not int or number not in loans.outputs:
                     raise ProtocolError(f"segment {number!r} is given back but is not the stub's")
-                # Its descriptor goes when nobody here reads what lies in it any more.
-                del loans.outputs[number]
-                loans.known.discard(number)
-        if segments:
-            self._instance.model.server.forget(segments)
+            # The descriptor of one goes when nobody here reads what lies in it any more.
+            dropped = [loans.outputs.pop(number) for number in set(segments)]
+            loans.known.difference_update(segments)
+        server = self._instance.model.server
+        on_device = [segment for segment in dropped if isinstance(segment, DeviceSegment)]
+        if on_device:
+            server.device_memory.retired.add(self._instance, on_device)
+        if len(dropped) > len(on_device):
+            server.forget([segment.id for segment in dropped if not isinstance(segment, DeviceSegment)])
 
     def _give(self, nbytes: int, segment: Optional[Segment], reason: str) -> None:
         self._growing = False

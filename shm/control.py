@@ -14,19 +14,22 @@ msgpack array whose first element says what it is:
                       (TELL, what, arguments)                  the same without an answer
                       (CHECKED, number, is ready or None)      the answer to CHECK; None: is_ready failed, or gave no bool
                       (FORKED,)                                a process that the model forked wants to make a call: its end of a socket
-                      (SHED, ids)                              segments of its arena that it has dropped: its own accord, or the answer to SHED
+                      (SHED, ids)                              segments of its arena, and device memory, that it has dropped: its own accord, or
+                                                               the answer to SHED
+                      (UNMAPPED, id, done)                     after FORGET, for each DEVICE_SEGMENT: it is closed, or could not be
                       (PONG,)                                  the answer to PING
     parent -> stub    (LOAD, settings)                         what to load; descriptors: channel, down bell, up bell
                       (AUTO_COMPLETE, settings)                whose configuration to complete, instead of LOAD
                       (SEGMENT, id, nbytes, for_outputs)       a segment, for the stub's arena or to be read; descriptor: the segment.
                       (NO_ROOM, text)                          instead of the SEGMENT that was asked for: why there is none
                       (SHED, keep)                             asks for the segments of its arena that were in no use since it was last asked,
-                                                               but for so many bytes
+                                                               but for so many bytes, and for all such device memory
                       (REGION, id, name, offset, nbytes)       shared memory of a client's, registered under that name, to be copied from
                                                                and to; descriptor: the file. Ids are segments'
                       (CUDA_REGION, id, name, nbytes, uuid, handle)    memory of a GPU's of a client's, likewise
                       (DEVICE_SEGMENT, id, nbytes, uuid, handle)       device memory that another stub exports. Ids are segments'
-                      (FORGET, ids)                            segments and regions that are no more
+                      (FORGET, ids)                            segments and regions that are no more; of its own device memory: nobody else
+                                                               has it open, so that it can be freed
                       (ANSWER, number, error text or None, value)
                       (CHECK, number)                          asks the model's is_ready
                       (CANCEL, key)                            cancels the coroutine of that request
@@ -56,8 +59,8 @@ from .message import pack, unpack_bounded
 (
     HELLO, READY, COMPLETED, FAILED, GROW, LOG, ASK, TELL, CHECKED, FORKED,
     LOAD, AUTO_COMPLETE, SEGMENT, REGION, FORGET, ANSWER, CHECK, CANCEL,
-    SPAWN, SPAWNED, EXITED, TEMPORARY, NO_ROOM, SHED, PING, PONG, DEVICE_SEGMENT, CUDA_REGION,
-) = range(28)  # fmt: skip
+    SPAWN, SPAWNED, EXITED, TEMPORARY, NO_ROOM, SHED, PING, PONG, DEVICE_SEGMENT, CUDA_REGION, UNMAPPED,
+) = range(29)  # fmt: skip
 
 _DATAGRAM_BYTES = 64 << 10
 _IN_FILE = 0xFF

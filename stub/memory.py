@@ -265,6 +265,10 @@ class StubMemory:
             self._lock.release()
         return [segment.id for segment in dropped]
 
+    def shed_exports(self) -> List[int]:
+        """The same with device memory, which is freed when the server says so."""
+        return [] if self._exports is None else self._exports.shed()
+
     def free_bytes(self) -> int:
         """How much of the arena is free."""
         with self._lock:

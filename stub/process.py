@@ -122,7 +122,7 @@ class Stub:
         link.import_region = self._import_region
         link.on_check = self._check_ready
         link.on_cancel = self._cancel_coroutine
-        link.on_shed = lambda keep: link.dropped(self._memory.shed(keep))
+        link.on_shed = lambda keep: link.dropped([*self._memory.shed(keep), *self._memory.shed_exports()])
         self._bind_host(settings)
         host.instance = self._instance
         host.model_config = settings["args"]["model_config"]

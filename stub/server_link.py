@@ -28,6 +28,7 @@ from ..shm.control import (
     SEGMENT,
     SHED,
     TELL,
+    UNMAPPED,
     ControlSocket,
     close_all,
 )
@@ -168,8 +169,12 @@ class ServerLink:
             self._post((TELL, what, arguments))
 
     def dropped(self, segments: Sequence[int]) -> None:
-        """Tells the server which segments of the arena are no more, like ``tell``."""
+        """Tells the server which segments of the arena are no more, and which device memory is in no use, like ``tell``."""
         self._post((SHED, segments))
+
+    def unmapped(self, segment: int, done: bool) -> None:
+        """Tells the server that device memory of another's is not open here any more, or could not be closed, like ``tell``."""
+        self._post((UNMAPPED, segment, done))
 
     def log(self, level: str, file: str, line: int, text: str, exception: str = "", request_id: str = "") -> None:
         """Tells the log a line, like ``tell``; ``exception`` is a traceback, ``request_id`` what it is about."""

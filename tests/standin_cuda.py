@@ -7,12 +7,14 @@ a real GPU's timing, of its driver's rules beyond those written here, or of any 
 It is harder than a GPU where that finds mistakes. Work given to a stream is done only when somebody waits for it, so that bytes read
 without having waited are not there; and a stream can be held, like one with a long kernel in it. Device memory is an anonymous
 file, which another process maps by its handle: so two processes see the same bytes, a handle of memory that was freed, or of a process that
-has ended, opens nothing, the process that exported it cannot open it, and every function that needs a current context fails without one.
+has ended, opens nothing, the process that exported it cannot open it, and every function that needs a current context fails without one. What
+is freed while another process has it open, which is undefined, is counted.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import struct
@@ -57,7 +59,7 @@ class Symbol:
 
 
 class Allocation:
-    """Device memory: an anonymous file, mapped. Of another process's while that has it, by its number there."""
+    """Device memory: an anonymous file, mapped. Of another process's while that has it, by its number there; then the file is locked."""
 
     def __init__(self, size: int, handle: bytes = b"") -> None:
         self.size = size
@@ -72,15 +74,21 @@ class Allocation:
             elif os.fstat(fd).st_ino != _HANDLE.unpack(handle)[2]:
                 raise OSError("freed, and the number taken by another file")
             self.mapping = mmap.mmap(fd, size)
+            if handle:
+                fcntl.flock(fd, fcntl.LOCK_SH)
         except BaseException:
             os.close(fd)
             raise
-        if handle:
-            os.close(fd)
-        else:
-            self.fd = fd
+        self.fd = fd
         self._view = ctypes.c_char.from_buffer(self.mapping)
         self.base = ctypes.addressof(self._view)
+
+    def is_open_elsewhere(self) -> bool:
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
     def free(self) -> None:
         """Others that have it open keep it."""
@@ -109,7 +117,7 @@ class Stream:
 
 class StandinCuda:
     """The library. ``calls``: the names of the functions that were called, in order. ``fails``: functions that fail, with their codes.
-    ``limit``: bytes of each device. ``captures``: a thread captures a graph, and means all the others.
+    ``limit``: bytes of each device. ``freed_while_open``: how much memory was freed that another process had open. ``captures``: a thread captures a graph, and means all the others.
     """
 
     def __init__(self, devices: int = 1, limit: int = 1 << 30) -> None:
@@ -118,6 +126,7 @@ class StandinCuda:
         self.devices = devices
         self.limit = limit
         self.captures = False
+        self.freed_while_open = 0
         self.allocations: Dict[int, Allocation] = {}
         self.opened: Dict[int, Allocation] = {}
         self.streams: Dict[int, Stream] = {LEGACY_STREAM: Stream()}
@@ -261,6 +270,8 @@ class StandinCuda:
         allocation = self.allocations.pop(pointer, None)
         if allocation is None:
             return 1
+        if allocation.fd >= 0 and allocation.is_open_elsewhere():
+            self.freed_while_open += allocation.size
         allocation.free()
         return 0
 

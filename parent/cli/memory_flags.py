@@ -38,7 +38,7 @@ memory_options = section(
     ),
     click.option(
         "--shm-idle-secs", type=click.FloatRange(min=0, min_open=True), default=_DEFAULTS.idle_secs, show_default=True, metavar="SECONDS",
-        help="Shared memory that is in no use for so long goes back to the system.",
+        help="Shared memory that is in no use for so long goes back to the system, and device memory to the GPU.",
     ),
 )  # fmt: skip
 """Adds the options to a command, whose arguments of their names are those of ``read``."""

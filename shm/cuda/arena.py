@@ -2,13 +2,13 @@
 
 Opening an exported segment takes a process milliseconds, so a segment is exported once and tensors are copied into it. Device memory is
 scarce and the sizes of tensors differ by six orders of magnitude, so a block is as long as its tensor, and neighbours that are free
-become one again. (The arenas of host memory keep classes of sizes instead: theirs is cheap, and warm pages are worth more.)
+become one again. A segment in which nothing lies is given up when it is idle, or when its room is needed for a larger one. (The arenas of host memory keep classes of sizes instead: theirs is cheap, and warm pages are worth more.)
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Set, Tuple
 
 UNIT = 512
 """Every block begins at a multiple of it and is one long, in bytes: what CUDA allocates itself is as well aligned."""
@@ -38,6 +38,7 @@ class DeviceArena:
         self._free: Dict[int, List[Tuple[int, int]]] = {}  # of each segment, by offset: (offset, end), no two of them adjacent
         self._sizes: Dict[int, int] = {}
         self._taken: Dict[Place, int] = {}
+        self._idle: Set[int] = set()
 
     @property
     def size(self) -> int:
@@ -66,6 +67,7 @@ class DeviceArena:
                 if end - offset >= need:
                     free[index : index + 1] = [(offset + need, end)] if end - offset > need else []
                     self._taken[segment, offset] = need
+                    self._idle.discard(segment)
                     return segment, offset
         return None
 
@@ -85,3 +87,33 @@ class DeviceArena:
         if index and free[index - 1][1] == offset:
             offset = free.pop(index - 1)[0]
         insort(free, (offset, end))
+
+    def shed(self) -> List[int]:
+        """Drops the segments in which nothing lay since the last call, and returns them."""
+        unused = self._unused()
+        dropped = [segment for segment in unused if segment in self._idle]
+        self._idle = set(unused)
+        self._drop(dropped)
+        return dropped
+
+    def make_room(self, nbytes: int) -> List[int]:
+        """Drops segments in which nothing lies, the largest first, until they have so many bytes together, and returns them; none of them if
+        all together have not."""
+        dropped: List[int] = []
+        for segment in sorted(self._unused(), key=self._sizes.__getitem__, reverse=True):
+            if nbytes <= 0:
+                break
+            nbytes -= self._sizes[segment]
+            dropped.append(segment)
+        if nbytes > 0:
+            return []
+        self._drop(dropped)
+        return dropped
+
+    def _unused(self) -> List[int]:
+        return [segment for segment, free in self._free.items() if free == [(0, self._sizes[segment])]]
+
+    def _drop(self, segments: List[int]) -> None:
+        for segment in segments:
+            del self._free[segment], self._sizes[segment]
+            self._idle.discard(segment)

@@ -39,11 +39,11 @@ class DeviceSegment(Segment):
 
     @property
     def shareable(self) -> bool:
-        """Whether the process that exports it is still there."""
+        """Whether the process that exports it is still there, and has it in use."""
         return self._there
 
     def close(self) -> None:
-        """The process that exports it has ended."""
+        """The process that exports it has ended, or has taken it out of use."""
         self._there = False
 
     def __getattr__(self, name: str) -> NoReturn:

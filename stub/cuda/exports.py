@@ -2,6 +2,9 @@
 
 A model's tensor stays where it is. What is sent is a copy in a segment that was exported once: it is as private as what goes through host
 memory, any allocator's memory can be sent, and an importer that has opened a segment needs no call of the driver's to find a tensor in it.
+
+A segment that is idle is taken out of use, and so is one in which nothing lies if a tensor finds no room otherwise: no tensor goes there any
+more, the server is told, and the memory is freed when that says that nobody has it open. Until then it counts against the limit.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import ctypes
 import secrets
 import threading
 from time import monotonic
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from ...shm.cuda.arena import DeviceArena, segment_bytes
 from ...shm.cuda.driver import OUT_OF_MEMORY, CudaError
@@ -18,7 +21,8 @@ from ...shm.segment import SegmentTable
 from ..error import TritonModelException
 from .devices import Device, Devices
 from .memory import DeviceMemory
-from .segment import OwnSegment
+from .releases import releases
+from .segment import ImportedSegment, OwnSegment
 
 PATTERN_BYTES = 512
 """What another process has to find at the beginning of a segment, so that it is known to see the same memory."""
@@ -30,11 +34,12 @@ _AGAIN_SECONDS = 60.0
 
 
 class _Exported:
-    """The segments on one device. ``closed_until``: before then no more are to be had. ``warned``: the log knows that tensors found no
-    room."""
+    """The segments on one device. ``retired``: the sizes of those that are out of use and not free yet. ``closed_until``: before then no more
+    are to be had. ``warned``: the log knows that tensors found no room."""
 
     def __init__(self) -> None:
         self.arena = DeviceArena()
+        self.retired: Dict[int, int] = {}
         self.closed_until = 0.0
         self.warned = False
 
@@ -44,6 +49,7 @@ class Exports:
 
     Args:
         ask: asks the server for the number of a segment that is to be exported: (UUID, bytes, handle, first bytes) to its number.
+        tell: tells the server of segments that were taken out of use, and waits for nothing.
         segments: where segments are found by number.
         reclaim: looks for blocks that come back.
         warn: tells the log.
@@ -54,6 +60,7 @@ class Exports:
     def __init__(
         self,
         ask: Callable[[bytes, int, bytes, bytes], int],
+        tell: Callable[[Sequence[int]], None],
         segments: SegmentTable,
         reclaim: Callable[[], None],
         warn: Callable[[str], None],
@@ -61,6 +68,7 @@ class Exports:
         limit: int,
     ) -> None:
         self._ask = ask
+        self._tell = tell
         self._segments = segments
         self._reclaim = reclaim
         self._warn = warn
@@ -102,6 +110,29 @@ class Exports:
             for key in keys:
                 self._by_segment[key[0]].arena.give(key)
 
+    def shed(self) -> List[int]:
+        """Takes segments out of use in which nothing lay since the last call; returns their numbers, which the server has to be told. While
+        another thread looks for room, which may be for long, none is idle."""
+        if not self._lock.acquire(False):
+            return []
+        try:
+            retired = []
+            for exported in self._by_device.values():
+                retired += self._retire(exported, exported.arena.shed())
+            return retired
+        finally:
+            self._lock.release()
+
+    def _retire(self, exported: _Exported, numbers: List[int]) -> List[int]:
+        for number in numbers:
+            exported.retired[number] = self._segments[number].size
+            del self._by_segment[number]
+        return numbers
+
+    def _freed(self, exported: _Exported, number: int) -> None:
+        with self._lock:
+            del exported.retired[number]
+
     def __contains__(self, key: Any) -> bool:
         """Whether a block of these is in use there."""
         exported = self._by_segment.get(key[0])
@@ -126,9 +157,12 @@ class Exports:
     def _grow(self, devices: Devices, device: Device, exported: _Exported, nbytes: int) -> bool:
         """Exports one more segment, if there may be one."""
         size = segment_bytes(nbytes, self._quantum)
-        if exported.arena.size + size > self._limit:
+        left = self._limit - exported.arena.size - sum(exported.retired.values())
+        if size > left:
             size = segment_bytes(nbytes, 1)
-            if exported.arena.size + size > self._limit:
+            if size > left:
+                if self._make_room(exported, size - left):
+                    return False
                 reason = f"of the {self._limit} bytes of device memory that it may export, {exported.arena.taken} are in use"
                 return self._no_room(device, exported, f"{reason} (gpu-ipc-limit-byte-size)")
         pattern = ctypes.create_string_buffer(secrets.token_bytes(PATTERN_BYTES), PATTERN_BYTES)
@@ -152,7 +186,23 @@ class Exports:
                 driver.free(base)
                 exported.closed_until = monotonic() + _AGAIN_SECONDS  # the server's log says why
                 return False
-        self._segments[number] = OwnSegment(number, size, device.uuid, handle, base)
+
+        def freed(_segment: ImportedSegment, done: bool) -> None:
+            if done:
+                self._freed(exported, number)
+
+        releases.start()
+        self._segments[number] = OwnSegment(number, size, handle, (devices, device), base, freed)
         self._by_segment[number] = exported
         exported.arena.add(number, size)
+        return True
+
+    def _make_room(self, exported: _Exported, missing: int) -> bool:
+        """Whether there will soon be so many bytes more: segments in which nothing lies are taken out of use for it, if need be."""
+        missing -= sum(exported.retired.values())
+        if missing > 0:
+            retired = self._retire(exported, exported.arena.make_room(missing))
+            if not retired:
+                return False
+            self._tell(retired)
         return True

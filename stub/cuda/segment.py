@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from functools import partial
 from typing import Callable, Optional, Tuple
 
 from ...shm.cuda.driver import CudaError, Driver
@@ -43,13 +42,23 @@ class ImportedSegment(DeviceSegment):
 
     Args:
         refused: told why it cannot be opened.
+        closed: told whether it is closed, in any thread, after ``close``.
     """
 
-    __slots__ = ("_lock", "_mapping", "_refused", "base")
+    __slots__ = ("_closed", "_lock", "_mapping", "_refused", "base")
 
-    def __init__(self, segment_id: int, size: int, uuid: bytes, handle: bytes, refused: Callable[[int, str], None]) -> None:
+    def __init__(
+        self,
+        segment_id: int,
+        size: int,
+        uuid: bytes,
+        handle: bytes,
+        refused: Callable[[int, str], None],
+        closed: Callable[[ImportedSegment, bool], None],
+    ) -> None:
         super().__init__(segment_id, size, uuid, handle)
         self._refused = refused
+        self._closed = closed
         self._lock = threading.Lock()
         self._mapping: Optional[Tuple[Devices, Device]] = None
         self.base: Optional[int] = None
@@ -99,28 +108,55 @@ class ImportedSegment(DeviceSegment):
         return base
 
     def close(self) -> None:
-        """Unmapping may wait for the GPU, and the thread that reads what the server says must not."""
+        """Unmapping may wait for the GPU, and the thread that reads what the server says must not. May be called again if that fails."""
         super().close()
-        with self._lock:
-            mapping, base = self._mapping, self.base
+        if self._mapping is None:
+            self._closed(self, True)
+        else:
+            releases.later(self._leave)
+
+    def _leave(self) -> None:
+        assert self._mapping is not None
+        devices, device = self._mapping
+        done = False
+        try:
+            with devices.on(device) as driver:
+                self._end(driver)
             self._mapping = self.base = None
-        if mapping is not None and base is not None:
-            releases.later(partial(_close, *mapping, base))
+            done = True
+        finally:
+            self._closed(self, done)
+
+    def _end(self, driver: Driver) -> None:
+        assert self.base is not None
+        driver.close(self.base)
 
     def __del__(self) -> None:
         """It is closed by whom the server told, or with the process: not by the collection of garbage."""
 
 
-def _close(devices: Devices, device: Device, base: int) -> None:
-    with devices.on(device) as driver:
-        driver.close(base)
-
-
 class OwnSegment(ImportedSegment):
-    """One that this process exports, which it cannot open, and need not."""
+    """One that this process exports, which it cannot open, and need not. It is freed when the server says that nobody else has it open.
+
+    Args:
+        freed: told whether it is, likewise.
+    """
 
     __slots__ = ()
 
-    def __init__(self, segment_id: int, size: int, uuid: bytes, handle: bytes, base: int) -> None:
-        super().__init__(segment_id, size, uuid, handle, lambda *_: None)
+    def __init__(
+        self,
+        segment_id: int,
+        size: int,
+        handle: bytes,
+        place: Tuple[Devices, Device],
+        base: int,
+        freed: Callable[[ImportedSegment, bool], None],
+    ) -> None:
+        super().__init__(segment_id, size, place[1].uuid, handle, lambda *_: None, freed)
+        self._mapping = place
         self.base = base
+
+    def _end(self, driver: Driver) -> None:
+        assert self.base is not None
+        driver.free(self.base)

@@ -30,15 +30,21 @@ def make_exports(
         return number
 
     _connect(memory, outbox)
-    return Exports(ask, link.segments, inbox.look, warn, settings["device_segment_bytes"], settings["device_limit_bytes"])
+    return Exports(ask, link.dropped, link.segments, inbox.look, warn, settings["device_segment_bytes"], settings["device_limit_bytes"])
 
 
 def import_segment(
     link: ServerLink, memory: StubMemory, outbox: Outbox, number: int, nbytes: int, uuid: bytes, handle: bytes
 ) -> ImportedSegment:
     """A segment of another's that the server has announced."""
+
+    def closed(segment: ImportedSegment, done: bool) -> None:
+        if not done:
+            link.segments[number] = segment  # the server will say once more that it is to be closed
+        link.unmapped(number, done)
+
     _connect(memory, outbox)
-    return ImportedSegment(number, nbytes, uuid, handle, lambda segment, why: link.tell(REFUSED, segment, why))
+    return ImportedSegment(number, nbytes, uuid, handle, lambda segment, why: link.tell(REFUSED, segment, why), closed)
 
 
 def import_region(memory: StubMemory, outbox: Outbox, name: str, nbytes: int, uuid: bytes, handle: bytes) -> DeviceRegion:

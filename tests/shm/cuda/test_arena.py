@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import pytest
 from hypothesis import given
@@ -45,18 +45,20 @@ def test_what_is_not_taken_cannot_be_given_back(place: Tuple[int, int]) -> None:
 
 
 class Arenas(RuleBasedStateMachine):
-    """Any order of taking, giving back and growing."""
+    """Any order of taking, giving back, growing and dropping."""
 
     def __init__(self) -> None:
         super().__init__()
         self.arena = DeviceArena()
+        self.made = 0
         self.sizes: Dict[int, int] = {}
         self.taken: Dict[Tuple[int, int], int] = {}
 
     @rule(units=st.integers(1, 64))
     def grow(self, units: int) -> None:
-        self.sizes[len(self.sizes)] = units * UNIT
-        self.arena.add(len(self.sizes) - 1, units * UNIT)
+        self.made += 1
+        self.sizes[self.made] = units * UNIT
+        self.arena.add(self.made, units * UNIT)
 
     @rule(nbytes=st.integers(0, 20 * UNIT))
     def take(self, nbytes: int) -> None:
@@ -71,6 +73,12 @@ class Arenas(RuleBasedStateMachine):
             place = data.draw(st.sampled_from(sorted(self.taken)))
             del self.taken[place]
             self.arena.give(place)
+
+    @rule(units=st.none() | st.integers(0, 200))
+    def drop(self, units: Optional[int]) -> None:
+        for segment in self.arena.shed() if units is None else self.arena.make_room(units * UNIT):
+            assert segment in self.sizes and all(taken != segment for taken, _ in self.taken)
+            del self.sizes[segment]
 
     @invariant()
     def blocks_lie_apart_and_inside(self) -> None:
@@ -91,3 +99,33 @@ class Arenas(RuleBasedStateMachine):
 
 
 TestArenas = Arenas.TestCase
+
+
+def test_a_segment_is_dropped_when_nothing_lay_in_it_between_two_looks() -> None:
+    arena = DeviceArena()
+    for segment in (1, 2, 3):
+        arena.add(segment, GRANULE)
+    kept, passing = arena.take(GRANULE), arena.take(GRANULE)
+    assert kept == (1, 0) and passing == (2, 0)
+    assert arena.shed() == [], "the first look"
+    arena.give(passing)
+    assert arena.shed() == [3], "in the second something lay until just now"
+    arena.give(arena.take(GRANULE) or kept)
+    assert arena.shed() == [], "in the second something lay since"
+    assert arena.shed() == [2] and arena.size == GRANULE
+    arena.give(kept)
+    assert arena.shed() == [] and arena.shed() == [1] and arena.size == 0
+    assert arena.take(0) is None
+
+
+@pytest.mark.parametrize(
+    "nbytes, dropped", [(0, []), (1, [3]), (4 * GRANULE, [3]), (5 * GRANULE, [3, 2]), (7 * GRANULE, [3, 2, 4]), (8 * GRANULE, [])]
+)
+def test_room_is_made_by_the_largest_and_not_at_all_if_it_would_not_do(nbytes: int, dropped: List[int]) -> None:
+    arena = DeviceArena()
+    arena.add(1, 8 * GRANULE)
+    assert arena.take(UNIT) == (1, 0), "which is in use"
+    for segment, granules in ((2, 2), (3, 4), (4, 1)):
+        arena.add(segment, granules * GRANULE)
+    assert arena.make_room(nbytes) == dropped
+    assert arena.size == (15 - sum({2: 2, 3: 4, 4: 1}[segment] for segment in dropped)) * GRANULE

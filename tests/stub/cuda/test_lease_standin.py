@@ -37,7 +37,7 @@ def memory(library: StandinCuda, dropped: Any) -> List[LentMemory]:
     cuda = devices.devices()
     with cuda.on(cuda.get(0)) as driver:
         base = driver.allocate(GRANULE)
-    return [LentMemory(OwnSegment(5, GRANULE, cuda.get(0).uuid, bytes(64), base), 512, 100)]
+    return [LentMemory(OwnSegment(5, GRANULE, bytes(64), (cuda, cuda.get(0)), base, lambda *_: None), 512, 100)]
 
 
 def all_given_back(dropped: Any) -> List[Tuple[int, int]]:
@@ -157,7 +157,7 @@ def test_a_segment_that_is_smaller_than_it_was_said_is_refused(library: StandinC
         base = driver.allocate(GRANULE)
     monkeypatch.setattr(Driver, "open", lambda self, handle: base)
     monkeypatch.setattr(Driver, "close", lambda self, pointer: None)
-    segment = ImportedSegment(7, size, cuda.get(0).uuid, bytes(64), lambda *why: refused.append(why))
+    segment = ImportedSegment(7, size, cuda.get(0).uuid, bytes(64), lambda *why: refused.append(why), lambda *_: None)
     if size == GRANULE:
         assert segment.open(cuda, cuda.get(0)) == base and not refused
     else:
@@ -180,21 +180,46 @@ def test_who_closes_a_segment_does_not_wait_for_the_gpu(library: StandinCuda, mo
         base = driver.allocate(GRANULE)
     monkeypatch.setattr(Driver, "open", lambda self, handle: base)
     monkeypatch.setattr(Driver, "close", close)
-    segment = ImportedSegment(7, GRANULE, cuda.get(0).uuid, bytes(64), lambda *_: None)
+    told: List[bool] = []
+    segment = ImportedSegment(7, GRANULE, cuda.get(0).uuid, bytes(64), lambda *_: None, lambda _, done: told.append(done))
     segment.open(cuda, cuda.get(0))
     control_thread = threading.Thread(target=segment.close)
     control_thread.start()
     try:
         until(lambda: not control_thread.is_alive())
-        assert not closed and not segment.shareable
+        assert not closed and not told and not segment.shareable
     finally:
         is_idle.set()
         control_thread.join()
-    until(lambda: closed == [base])
+    until(lambda: told == [True])
+    assert closed == [base]
+
+
+def test_a_segment_that_nobody_has_looked_at_is_closed_at_once(library: StandinCuda) -> None:
+    told: List[bool] = []
+    ImportedSegment(7, GRANULE, bytes(16), bytes(64), lambda *_: None, lambda _, done: told.append(done)).close()
+    assert told == [True]
+
+
+def test_a_segment_that_cannot_be_closed_is_not_taken_to_be(library: StandinCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = devices.devices()
+    told: List[bool] = []
+    with cuda.on(cuda.get(0)) as driver:
+        base = driver.allocate(GRANULE)
+    monkeypatch.setattr(Driver, "open", lambda self, handle: base)
+    segment = ImportedSegment(7, GRANULE, cuda.get(0).uuid, bytes(64), lambda *_: None, lambda _, done: told.append(done))
+    segment.open(cuda, cuda.get(0))
+    releases.start()
+    library.fails["cuIpcCloseMemHandle"] = 400
+    segment.close()
+    until(lambda: told == [False])
+    monkeypatch.setattr(Driver, "close", lambda self, pointer: None)
+    segment.close()
+    until(lambda: told == [False, True])
 
 
 def test_a_device_that_this_process_does_not_see(library: StandinCuda, dropped: Any) -> None:
-    segment = ImportedSegment(7, GRANULE, b"another device__", bytes(64), lambda *_: None)
+    segment = ImportedSegment(7, GRANULE, b"another device__", bytes(64), lambda *_: None, lambda *_: None)
     memory = LentMemory(segment, 0, 8)
     with pytest.raises(TritonModelException, match="not visible to this process"):
         memory.address()

@@ -247,6 +247,8 @@ WAYS = {
     "shed what is not its own": lambda: tell(control.SHED, [10**6]),
     "shed words": lambda: tell(control.SHED, [[1], "x"]),
     "shed nothing at all": lambda: tell(control.SHED, 5),
+    "unmapped words": lambda: tell(control.UNMAPPED, "x", True),
+    "unmapped nothing": lambda: tell(control.UNMAPPED),
     "a message that is a device": lambda: in_file(os.open("/dev/zero", os.O_RDONLY), 100),
     "a message that is a pipe": lambda: in_file(os.pipe()[0], 100),
     "a message that is a file": lambda: in_file(os.open(__file__, os.O_RDONLY), os.stat(__file__).st_size),
