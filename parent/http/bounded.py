@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Tuple
+from typing import Any, List, Optional, Tuple, Union
 
+import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -19,6 +20,7 @@ MOST_CHUNKS = 65536
 MOST_WAITING = 1000
 """Requests that a client may have sent before it gets the answer to the first."""
 
+_INVALID = "Invalid HTTP request received."
 _TIMED_OUT = b"The request was not complete in time."
 _TIMEOUT = (
     b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
@@ -102,23 +104,64 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.deaf:
             return
         reading = self.reading
-        super().data_received(data)
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.logger.warning(_INVALID)
+            self.send_400_response(_INVALID)
+            return
         # Only data that is nothing but a part of a head, or of a body, counts: what begins one may be mostly what is before it.
         if reading is not _IDLE and self.reading is reading:
             self._received += len(data)
             if reading is _HEAD and self._received > _LONGEST_HEAD:
                 self.send_400_response(f"The request line and headers exceed {_LONGEST_HEAD} bytes.")
 
+    def _parse(self, data: bytes) -> None:
+        """Only HTTP/1 is spoken here, and a client's offer to speak something else is ignored, for which RFC 9110, 7.8 provides. The parser
+        stops behind a head with such an offer and is done with the request: a new one is given that head without the offer, and goes on.
+
+        Raises:
+            httptools.HttpParserError: it makes no sense, or is more than there may be.
+        """
+        rest: Union[bytes, memoryview] = data
+        while True:
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                if self.parser.get_method() == b"CONNECT":
+                    raise httptools.HttpParserError("this is no proxy") from None
+                rest = memoryview(rest)[offer.args[0] :]
+            head = self._head_without_offer()
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+            self.parser.feed_data(head)
+
+    def _head_without_offer(self) -> bytes:
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        for name, (field, value) in zip(self.names_as_sent(), self.headers):
+            if field != b"upgrade":
+                lines.append(b"%b: %b" % (name, value))
+        return b"\r\n".join((*lines, b"", b""))
+
+    def names_as_sent(self) -> List[bytes]:
+        """The names of ``headers``; a class that cares for how the client wrote them has them so."""
+        return [name for name, _ in self.headers]
+
     def head_begins(self) -> None:
         self.reading = _HEAD
         self._received = 0
         self.sighting = None
 
-    def head_ends(self) -> None:
+    def head_ends(self) -> bool:
+        """False for a head with an offer that is ignored: see ``_parse``."""
+        if self.parser.should_upgrade():
+            return False
         self.reading = _BODY
         self._chunks = 0
         if len(self.pipeline) >= MOST_WAITING:
             raise _TooMany
+        return True
 
     def end(self) -> None:
         """Closes the connection after the last answer; if there is more of the request, when that has been read, and if there is what makes
@@ -164,12 +207,15 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self.head_ends()
+        if not self.head_ends():
+            return
         super().on_headers_complete()
         if not self.cycle.keep_alive:
             self.cycle.transport = _Ending(self)  # type: ignore[assignment]
 
     def on_message_complete(self) -> None:
+        if self.reading is _HEAD:
+            return  # which has an offer: its request is yet to come
         self.reading = _IDLE
         super().on_message_complete()
         if self.ending:

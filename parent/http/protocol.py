@@ -39,7 +39,7 @@ _STATUS_LINE = {
     504: b"HTTP/1.1 504 Gateway Timeout\r\n",
 }
 _CLOSE = b"connection: close\r\n"
-_IDLE = Phase.IDLE
+_IDLE, _BODY = Phase.IDLE, Phase.BODY
 
 
 class _NoEvent:
@@ -194,7 +194,8 @@ class InferProtocol(BoundedProtocol):
         self.headers = []
 
     def on_headers_complete(self) -> None:
-        self.head_ends()
+        if not self.head_ends():
+            return
         cycle = self._infer_cycle()
         if cycle is not None:
             self.cycle = cycle
@@ -221,7 +222,7 @@ class InferProtocol(BoundedProtocol):
 
     def on_message_complete(self) -> None:
         cycle = self.cycle
-        if type(cycle) is not InferCycle:
+        if type(cycle) is not InferCycle or self.reading is not _BODY:
             super().on_message_complete()
             return
         self.reading = _IDLE
@@ -255,7 +256,7 @@ class InferProtocol(BoundedProtocol):
         if not self.url.endswith(b"/infer") or self.parser.get_method() != b"POST" or self.expect_100_continue:
             return None
         busy = self.cycle is not None and not self.cycle.response_complete
-        if busy or self.parser.should_upgrade() or self.parser.get_http_version() != "1.1":
+        if busy or self.parser.get_http_version() != "1.1":
             return None
         fields = InferFields.of(self.headers)
         if fields.content_encoding or fields.accept_encoding:
@@ -288,6 +289,10 @@ class ForwardingProtocol(InferProtocol):
         self._names.append(name)
         super().on_header(name, value)
 
+    def names_as_sent(self) -> List[bytes]:
+        return self._names
+
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
-        self.scope[NAMES_AS_SENT] = self._names  # type: ignore[literal-required]
+        if self.reading is _BODY:
+            self.scope[NAMES_AS_SENT] = self._names  # type: ignore[literal-required]

@@ -51,6 +51,11 @@ def test_headers_of_requests_sent_at_once(forwarding: ServerProcess) -> None:
             assert json.loads(wire.answer().json()["outputs"][0]["data"][0])["parameters"] == {f"X-{i}": str(i)}
 
 
+def test_headers_beside_an_offer_of_another_protocol(forwarding: ServerProcess) -> None:
+    offer = {"Connection": "Upgrade", "Upgrade": "h2c"}
+    assert told(forwarding, {"X-Foo": "1", **offer, "X-LAST": "2"}) == {"X-Foo": "1", "X-LAST": "2"}
+
+
 @pytest.mark.parametrize("name", ["timeout", "triton_x", "Timeout"])
 def test_reserved_headers(forwarding: ServerProcess, name: str) -> None:
     assert told(forwarding, {}, **{name: "1"}) == (400, f"header '{name}' is reserved for Triton usage and cannot be forwarded.")
