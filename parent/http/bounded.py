@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Optional, Tuple, Union
+from functools import partial
+from typing import Any, Callable, List, Optional, Tuple, Union
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -33,6 +34,13 @@ _IDLE, _HEAD, _BODY = Phase.IDLE, Phase.HEAD, Phase.BODY
 
 class _TooMany(Exception):
     """Ends the parsing of what a client sends."""
+
+
+async def _refuse(text: str, _scope: Any, _receive: Any, send: Callable[..., Any]) -> None:
+    """The application for a request that makes no sense, whose turn comes after others."""
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(text)), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    await send({"type": "http.response.body", "body": text.encode()})
 
 
 class _Ending:
@@ -191,6 +199,11 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.ending:
             self.transport.close()
             return
+        if self._chunks > MOST_CHUNKS + 1:
+            msg = f"The body comes in more than {MOST_CHUNKS} chunks."
+        if self.pipeline and self.pipeline[0][0].more_body:
+            # Its turn will come, the rest of its body will not.
+            self.pipeline[0] = self.pipeline[0][0], partial(_refuse, msg)
         before = self._before()
         if before is not None:
             # Those that came before it get their answers, and the connection ends with the last of them.
@@ -200,7 +213,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.flow.ended = True  # type: ignore[attr-defined]
             self.flow.pause_reading()
             return
-        super().send_400_response(f"The body comes in more than {MOST_CHUNKS} chunks." if self._chunks > MOST_CHUNKS + 1 else msg)
+        super().send_400_response(msg)
 
     def on_message_begin(self) -> None:
         self.head_begins()
@@ -269,7 +282,7 @@ class BoundedProtocol(HttpToolsProtocol):
         return self.cycle is not None and (self.cycle.response_complete or getattr(self.cycle, "response_started", False))
 
     def _before(self) -> Optional[Any]:
-        """The last request that has come completely, if it was not answered yet."""
+        """The last request that has come completely, or waits for its turn, if it was not answered yet."""
         if self.pipeline:
             return self.pipeline[0][0]
         cycle = self.cycle

@@ -59,6 +59,16 @@ def test_pipelined_good_and_bad_requests(wire: Wire, way: Headers) -> None:
     assert [wire.answer().status for _ in range(5)] == [400, 200, 400, 200, 200]
 
 
+def test_a_pipelined_request_whose_body_makes_no_sense(wire: Wire, way: Headers) -> None:
+    bad = infer("add_sub", b"no length", headers={"transfer-encoding": "chunked", "content-length": ""})
+    good = infer("add_sub", GOOD, headers=way)
+    wire.send(good + good + bad)
+    assert [wire.answer().status for _ in range(2)] == [200, 200]
+    answer = wire.answer()
+    assert (answer.status, answer.headers["connection"], answer.body) == (400, "close", b"Invalid HTTP request received.")
+    assert wire.closed()
+
+
 def test_expect_100_continue(wire: Wire) -> None:
     whole = infer("add_sub", GOOD, headers={"expect": "100-continue"})
     head, body = whole.split(b"\r\n\r\n", 1)
