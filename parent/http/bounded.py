@@ -111,18 +111,16 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.deaf:
             return
-        reading = self.reading
+        # Only data that is nothing but a part of a head, or of a body, stays counted: what begins one may be mostly what is before it.
+        self._received += len(data)
         try:
             self._parse(data)
         except httptools.HttpParserError:
             self.logger.warning(_INVALID)
             self.send_400_response(_INVALID)
             return
-        # Only data that is nothing but a part of a head, or of a body, counts: what begins one may be mostly what is before it.
-        if reading is not _IDLE and self.reading is reading:
-            self._received += len(data)
-            if reading is _HEAD and self._received > _LONGEST_HEAD:
-                self.send_400_response(f"The request line and headers exceed {_LONGEST_HEAD} bytes.")
+        if self.reading is _HEAD and self._received > _LONGEST_HEAD:
+            self.send_400_response(f"The request line and headers exceed {_LONGEST_HEAD} bytes.")
 
     def _parse(self, data: bytes) -> None:
         """Only HTTP/1 is spoken here, and a client's offer to speak something else is ignored, for which RFC 9110, 7.8 provides. The parser
@@ -166,7 +164,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return False
         self.reading = _BODY
-        self._chunks = 0
+        self._received = self._chunks = 0
         if len(self.pipeline) >= MOST_WAITING:
             raise _TooMany
         return True

@@ -80,3 +80,34 @@ async def look_at_a_stream() -> None:
 
 def test_a_stream_that_is_taken_and_then_is_not() -> None:
     asyncio.run(look_at_a_stream())
+
+
+async def receive_a_body_and_more() -> None:
+    loop = asyncio.get_running_loop()
+
+    async def application(scope: Dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    server = HttpServer(application, "127.0.0.1", 0)
+    server.start()
+    with closing(socket.socket()) as client:
+        client.setblocking(False)
+        await loop.sock_connect(client, ("127.0.0.1", server.port))
+        await until(lambda: server.connections)
+        (connection,) = server.connections
+        connection.data_received(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(PIECE) + PIECE + b"GET / HT")
+        connection.data_received(b"TP/1.1\r\nHost: x\r\n\r\n")
+        answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+        answers = b""
+        while len(answers) < 2 * len(answer):
+            received = await asyncio.wait_for(loop.sock_recv(client, 1 << 16), 20)
+            assert received, answers
+            answers += received
+        assert answers == 2 * answer
+    await server.stop(5)
+
+
+def test_a_head_that_begins_behind_a_large_body() -> None:
+    """All of it in one piece, of which only the end is a head."""
+    asyncio.run(receive_a_body_and_more())
