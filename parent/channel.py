@@ -260,7 +260,7 @@ class Channel:
         self._up.silence()
 
     def drain(self, news: News) -> None:
-        """Takes every record that is there.
+        """Takes every record that is there. What is over has to be ``put_away``.
 
         Raises:
             ProtocolError: the stub wrote what it may not; ``news`` has what came before.
@@ -297,12 +297,30 @@ class Channel:
                     news.cancelled_calls.append(number)
             # Last: what was said before may lie in them.
             for key in releases:
-                self.loans.take_back_kept(key)
+                news.over.append((None, None, key))
+
+    def put_away(self, news: News) -> None:
+        """Takes back what the stub was lent and does not need any more, and forgets requests that are over.
+
+        Raises:
+            ProtocolError: it gives back what it did not keep.
+        """
+        for request, nanoseconds, kept in news.over:
+            if request is None:
+                self.loans.take_back_kept(kept)
+                continue
+            if nanoseconds is not None:
+                self.poll.waited(nanoseconds + HAND_OVER_NS)
+                self.loans.take_back(request.blocks, kept)
+            if request.is_over and request.key in self.in_flight:
+                self._close(request)
+                if request.regions is not None:
+                    request.regions.release()
 
     def _take(self, result: Tuple[Any, ...], news: News, now: int) -> None:
         key, flags, nanoseconds, kept, blocks, placed, error, parameters = result
         request = self.in_flight.get(key)
-        if request is None:
+        if request is None or request.is_over:
             raise ProtocolError(f"request {key} is answered but was not handed over")
         turn = request.turn
         if flags & RESCHEDULE and turn is not None and turn.sequences.iterative and not request.answered:
@@ -345,11 +363,10 @@ class Channel:
         if final:
             request.finished = True
         if flags & RETURNED:
-            self._end_execution(request, nanoseconds, kept, news)
-        if request.finished and request.returned:
-            self._close(request)
-            if request.regions is not None:
-                request.regions.release()
+            self._end_execution(request, news)
+            news.over.append((request, nanoseconds, kept))
+        elif request.is_over:
+            news.over.append((request, None, ()))
 
     def _give_again(self, request: Request, turn: Turn, result: Tuple[Any, ...], news: News, now: int) -> None:
         """The model wants to execute a request once more, which is the last that is heard of it here."""
@@ -360,7 +377,9 @@ class Channel:
         self.times.note(request, flags, nanoseconds, now)
         for block, _ in turn.blocks:
             block.retain()
-        self._end_execution(request, nanoseconds, kept, news)
+        self._end_execution(request, news)
+        self.poll.waited(nanoseconds + HAND_OVER_NS)
+        self.loans.take_back(request.blocks, kept)
         self._close(request)
         request.blocks = turn.blocks
         if cancelled:
@@ -371,7 +390,7 @@ class Channel:
         else:
             news.again.append(request)
 
-    def _end_execution(self, request: Request, nanoseconds: int, kept: Sequence[int], news: News) -> None:
+    def _end_execution(self, request: Request, news: News) -> None:
         if request.returned:
             raise ProtocolError(f"the execution of request {request.key} is over twice")
         request.returned = True
@@ -380,8 +399,6 @@ class Channel:
             batch.left -= 1
         if (batch is None or not batch.left) and not request.warmup:
             news.returned += 1
-        self.poll.waited(nanoseconds + HAND_OVER_NS)
-        self.loans.take_back(request.blocks, kept)
 
     def _close(self, request: Request) -> None:
         """Nothing more is said of a request."""

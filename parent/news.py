@@ -34,19 +34,33 @@ class Call(NamedTuple):
         return any(isinstance(loan.segment, DeviceSegment) for loan, _ in self.blocks)
 
 
+Over = Tuple[Optional[Request], Optional[int], Any]
+"""What is to be put away: a request whose execution is over, what that took in nanoseconds, and which of its blocks the stub kept; one of which
+only the last response was still to come, None and (); or None, None and the key of a block that the stub had kept."""
+
+
 class News:
     """What was found in a ring. ``settled``: requests with an outcome, and whether it is the last. ``returned``: how many executions are
-    over. ``again``: requests that the model wants to execute once more. ``calls`` and ``cancelled_calls``: what the model asks of other
+    over. ``over``: what nobody needs any more. ``again``: requests that the model wants to execute once more. ``calls`` and ``cancelled_calls``: what the model asks of other
     models, in order of the calls."""
 
-    __slots__ = ("again", "calls", "cancelled_calls", "returned", "settled")
+    __slots__ = ("again", "calls", "cancelled_calls", "over", "returned", "settled")
 
     def __init__(self) -> None:
         self.settled: List[Tuple[Request, Optional[Outcome], bool]] = []
         self.returned = 0
+        self.over: List[Over] = []
         self.again: List[Request] = []
         self.calls: List[Call] = []
         self.cancelled_calls: List[int] = []
+
+    @property
+    def is_one_answer(self) -> bool:
+        """Whether all that was found is the answer of one request, of which the stub kept nothing."""
+        if len(self.settled) != 1 or len(self.over) != 1 or self.calls:
+            return False
+        request, nanoseconds, kept = self.over[0]
+        return request is not None and nanoseconds is not None and not kept
 
 
 def read_response(model: Model, loans: Loans, blocks: Tuple[BlockKey, ...], placed: Tuple[Any, ...], parameters: str) -> Outcome:

@@ -278,6 +278,11 @@ class Request:
         """Of a decoupled model: how many responses ``respond`` was told, and when it had been told the last of them."""
 
     @property
+    def is_over(self) -> bool:
+        """Whether the stub has nothing more to do with it, nor to say of it."""
+        return self.finished and self.returned
+
+    @property
     def can_be_retried(self) -> bool:
         """Whether it can be executed by another instance though one has begun with it."""
         return not (self.answered or self.returned or self.streamed or self.retried or self.warmup)

@@ -69,6 +69,7 @@ class Traffic(Servable):
         if is_batched(config) and config.dynamic_batching.preserve_ordering:
             self._order = ResponseOrder()
         self._held = None if server.limits is None else HeldBatches(server.limits, self._scheduler.deadline)
+        self._tells_first = self._held is None and self._sequences is None and not self.decoupled
         self._worth_a_look = max(self.max_batch_size // 4, 1)
         """So many requests wait that it pays to look whether an instance is free."""
         self._alarm = Alarm(self._on_alarm)
@@ -216,26 +217,48 @@ class Traffic(Servable):
             try:
                 instance.channel.drain(news)
             except ProtocolError as error:
-                instance.broken = True
-                self._loop.call_soon_threadsafe(instance.on_violation, str(error))
+                self._break(instance, error)
             if news.again and self._sequences is not None:
                 again = ((request, self._sequences.again(request, perf_counter_ns())) for request in news.again)
                 news.settled += [self._refuse(request, error) for request, error in again if error is not None]
-            if news.returned:
-                if self._held is not None:
-                    self._held.returned(instance, news.returned)
-                news.settled += self._hand_over(self._scheduler.finished(instance, news.returned, perf_counter_ns()))
-                if self._scheduler.due is not None:
-                    news.settled += self.tick()
-            elif instance.channel.has_releases:
-                self.pump.dirty.append(instance)
-            if self.pump.dirty:
-                self.pump.flush()
+            # Who waits for an answer need not wait until all that belongs to it is put away, if nobody waits for its place.
+            told_first = self._tells_first and news.is_one_answer and not self._scheduler.waiting
+            if not told_first:
+                news.settled += self._go_on(instance, news)
         self.settle(news.settled)
+        if told_first:
+            with self.lock:
+                refused = self._go_on(instance, news)
+            self.settle(refused)
         called = bool(news.calls or news.cancelled_calls)
         if called:
             self.server.bls.route(instance, news)
         return called
+
+    def _go_on(self, instance: Instance, news: News) -> List[Settled]:
+        """After what the stub said: puts away what is over, and hands it what comes next; returns the requests that are refused."""
+        if not instance.broken:  # otherwise all that it has is taken back when it has ended, or was
+            try:
+                instance.channel.put_away(news)
+            except ProtocolError as error:
+                self._break(instance, error)
+        refused: List[Settled] = []
+        if news.returned:
+            if self._held is not None:
+                self._held.returned(instance, news.returned)
+            refused += self._hand_over(self._scheduler.finished(instance, news.returned, perf_counter_ns()))
+            if self._scheduler.due is not None:
+                refused += self.tick()
+        elif instance.channel.has_releases:
+            self.pump.dirty.append(instance)
+        if self.pump.dirty:
+            self.pump.flush()
+        return refused
+
+    def _break(self, instance: Instance, error: ProtocolError) -> None:
+        """Nothing that the stub says is believed any more."""
+        instance.broken = True
+        self._loop.call_soon_threadsafe(instance.on_violation, str(error))
 
     @property
     def in_flight(self) -> int:

@@ -162,6 +162,8 @@ class Inbox:
         self._coroutines.fewer()
 
     def _hand_on(self) -> None:
+        if not self._followers:
+            return  # most of the time: to raise an exception would take longer than the look
         try:
             self._followers.popleft().wake()
         except IndexError:

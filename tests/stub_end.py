@@ -100,6 +100,7 @@ class Stub:
         news = News()
         try:
             self.channel.drain(news)
+            self.channel.put_away(news)
         finally:
             self.settled += [(request.key, outcome, final) for request, outcome, final in news.settled]
             self.returned += news.returned

@@ -75,6 +75,7 @@ class _Life:
         news = News()
         with suppress(ProtocolError):
             stub.channel.drain(news)
+            stub.channel.put_away(news)
         for call in news.calls:
             for loan, _ in call.blocks:
                 loan.release()
