@@ -79,11 +79,11 @@ class Model(Roster):
         )
         self.sandbox = await self._loop.run_in_executor(None, prepare_sandbox, self.server, self.config, self.directory)
         await self._read_labels()
-        if self._stopping:
-            raise LoadFailed("the server is ending, or the model was unloaded")
         await self._read_initial_states()
         if self.config.model_warmup:
             self.warmup = await self._loop.run_in_executor(None, read_samples, self)
+        if self._stopping:
+            raise LoadFailed("the server is ending, or the model was unloaded")
         placed = self.server.place(self.config)
         try:
             self.begin_memory()

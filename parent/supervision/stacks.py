@@ -15,6 +15,8 @@ STACKS_SIGNAL = signal.SIGUSR1
 """A stub has had faulthandler registered for it since before it loaded anything."""
 
 _LOOK_SECONDS = 0.01
+_MOST_CHARACTERS = 1 << 20
+"""Faulthandler writes of 100 threads at most; a stub that writes more, or for ever, does so by itself."""
 _STOPPED = {"T": "stopped (SIGSTOP)", "t": "stopped by a debugger"}
 
 
@@ -38,7 +40,7 @@ async def stacks_of(process: StubProcess, seconds: float) -> str:
         process.take_stacks()
         process.signal(STACKS_SIGNAL)
         text = ""
-        while loop.time() < deadline and not process.ended.done():
+        while loop.time() < deadline and not process.ended.done() and len(text) < _MOST_CHARACTERS:
             text += process.take_stacks()
             # What has begun to write and is through with the signal has written all of it.
             if text and blocking(pid, STACKS_SIGNAL) <= never:
