@@ -315,6 +315,37 @@ def test_the_death_of_an_instance_gives_back_all_rows(tmp_path: Path) -> None:
         until(lambda: model.memory().inputs_used == 0, what="the return of all rows")
 
 
+ONCE = (
+    HEADER
+    + """
+        import os, signal
+        batch = pb_utils.batch(requests, "INPUT0").as_numpy()
+        result = batch[:, :1] * 10
+        batch[:] = -1  # which the next one to execute them must not see
+        if not os.path.exists(GONE):
+            open(GONE, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return pb_utils.split(requests, [pb_utils.Tensor("OUTPUT0", result)])
+"""
+)
+
+
+def test_a_batch_whose_instance_died_is_executed_again_with_all_its_rows(tmp_path: Path) -> None:
+    code = ONCE.replace("GONE", repr(str(tmp_path / "gone")))
+    write_model(tmp_path / "models", "once", code, KEEPER_CONFIG + 'parameters { key: "retry_on_crash" value: { string_value: "yes" } }')
+
+    async def ask(server: Server) -> List[Any]:
+        asked = [server.infer_async("once", {"INPUT0": np.full((1, 100), value, np.float32)}) for value in range(4)]
+        return list(await asyncio.gather(*asked))
+
+    with Server(tmp_path / "models") as server:
+        for _ in range(2):
+            assert [answer["OUTPUT0"].tolist() for answer in asyncio.run(ask(server))] == [[[0]], [[10]], [[20]], [[30]]]
+        assert (tmp_path / "gone").exists()
+        model = server.core.find("once")
+        until(lambda: model.memory().inputs_used == 0, what="the return of all rows")
+
+
 # ---- reshape ----
 
 
