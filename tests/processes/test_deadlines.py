@@ -69,10 +69,10 @@ def test_a_deadline_that_passes_in_execution_is_no_failure(tmp_path: Path) -> No
     """It is for the queue alone."""
     with batched(tmp_path, f"default_queue_policy {{ {OVERRIDE} }}") as model, ThreadPoolExecutor(1) as pool:
         model.gate.touch()
-        body = {"id": "slow", "inputs": [tensor("INPUT0", "FP32", [1, 2], [1, 1])], "parameters": {"timeout": 1000}}
+        body = {"id": "slow", "inputs": [tensor("INPUT0", "FP32", [1, 2], [1, 1])], "parameters": {"timeout": 300_000}}
         answer = pool.submit(httpx.post, f"http://{model.server.address}/v2/models/company/infer", json=body, timeout=30)
         until(Path(f"{model.gate}.begun").exists, what="the execution")
-        passed(0.05)
+        passed(0.35)
         model.gate.unlink()
         assert company(answer) == ["slow"]
 

@@ -103,9 +103,9 @@ def test_an_error_that_is_the_models_own(discreet: ServerProcess, frank: ServerP
 
 
 @pytest.mark.parametrize("which", ["discreet", "frank"])
-def test_an_instance_that_cannot_be_started_again(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_an_instance_that_cannot_be_started_again(which: str, discreet: ServerProcess, frank: ServerProcess, tmp_path: Path) -> None:
     """Its file is gone: where that should be, whoever asks the model is told with ``--expose-tracebacks`` only, and the log always is."""
-    server: ServerProcess = request.getfixturevalue(which)
+    server = frank if which == "frank" else discreet
     with Mortals(server, tmp_path / "gate") as mortals:
         mortals.load("lost")
         path = Path(result_of(mortals.ask("lost", "result = sys.modules[type(model).__module__].__file__")))
@@ -114,3 +114,4 @@ def test_an_instance_that_cannot_be_started_again(which: str, request: pytest.Fi
         text = until(lambda: "not found" in (answer := mortals.ask("lost")).text and error_of(answer))
         assert (str(path) in text) == (which == "frank") and "model.py" in text
         assert re.search(f"instance 'lost_0_0' did not load: .* not found in '{path}'", server.log)
+        mortals.unload("lost")  # else it is tried again and again
