@@ -171,14 +171,15 @@ class Inbox:
 
     def _read_until(self, waiter: Waiter, deadline: Optional[float]) -> None:
         while not waiter.done:
-            self._take_all()
+            self._take_all(waiter)
             if waiter.done or (deadline is not None and monotonic() >= deadline):
                 return
             self._pause(waiter, deadline)
 
-    def _take_all(self) -> None:
+    def _take_all(self, waiter: Optional[Waiter] = None) -> None:
+        """Takes every record that is there, or those up to what ``waiter`` waits for: what is behind that is for who leads next."""
         try:
-            while True:
+            while waiter is None or not waiter.done:
                 record = self._down.pop()
                 if record is None:
                     return

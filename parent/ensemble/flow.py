@@ -25,7 +25,7 @@ class Course(NamedTuple):
     ``needs``: for each step the origins that it takes inputs from, () for one that does not run; in the last place, those of the answer.
     ``takers``: for each origin, the steps that take from it; the number of steps stands for the answer. ``decoupled``: which steps are.
     ``feeders``: for each step the decoupled ones that it runs after. ``limit``: how often a step may be under way at a time, 0 for
-    any number.
+    any number. ``is_chain``: one step after the other, each of which runs once and takes what comes from one place only.
     """
 
     needs: Tuple[Tuple[int, ...], ...]
@@ -33,6 +33,7 @@ class Course(NamedTuple):
     decoupled: Tuple[bool, ...]
     feeders: Tuple[FrozenSet[int], ...]
     limit: int = 0
+    is_chain: bool = False
 
 
 def course_of(needs: Sequence[Sequence[int]], decoupled: Sequence[bool], limit: int = 0) -> Course:
@@ -48,7 +49,10 @@ def course_of(needs: Sequence[Sequence[int]], decoupled: Sequence[bool], limit: 
     kept = tuple(tuple(sorted(set(origins))) if taker in wanted else () for taker, origins in enumerate(needs))
     takers = tuple(tuple(taker for taker, origins in enumerate(kept) if origin in origins) for origin in range(answer + 1))
     feeders = tuple(frozenset(_feeders(step, kept, decoupled)) for step in range(answer))
-    return Course(kept, takers, tuple(decoupled), feeders, limit)
+    running = [step for step, origins in enumerate(kept[:-1]) if origins]
+    alone = all(len(origins) <= 1 for origins in kept) and all(len(takers[origin]) == 1 for origin in (REQUEST, *[s + 1 for s in running]))
+    is_chain = alone and not limit and not any(decoupled[step] for step in running)
+    return Course(kept, takers, tuple(decoupled), feeders, limit, is_chain)
 
 
 def _feeders(step: int, needs: Sequence[Sequence[int]], decoupled: Sequence[bool]) -> List[int]:
@@ -169,6 +173,18 @@ class Flow:
     def _arrive(self, scope: Scope, origin: int, source: Hashable, actions: Actions) -> None:
         course = self._course
         takers = course.takers[origin]
+        if course.is_chain:
+            # The same as below, for most ensembles: nothing waits for anything else.
+            if takers[0] == len(course.decoupled):
+                actions.answer = (source,)
+            else:
+                run = Run(takers[0], scope)
+                run.sources = (source,)
+                self.open[run] = None
+                self._started |= 1 << run.step
+                actions.starts.append(run)
+            actions.released.append(source)
+            return
         if not takers:
             actions.released.append(source)
             return
