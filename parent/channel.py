@@ -365,7 +365,7 @@ class Channel:
         if flags & RETURNED:
             self._end_execution(request, news)
             news.over.append((request, nanoseconds, kept))
-        elif request.is_over:
+        elif request.finished and request.returned:
             news.over.append((request, None, ()))
 
     def _give_again(self, request: Request, turn: Turn, result: Tuple[Any, ...], news: News, now: int) -> None:
