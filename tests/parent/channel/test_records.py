@@ -6,6 +6,7 @@ from typing import Any, List, Tuple
 
 import pytest
 from stub_end import FOREIGN, OWN, Stub, result
+from stublet.parent.news import News
 from stublet.shm.errors import OutOfSharedMemory, ProtocolError
 from stublet.shm.message import FINALIZE, INDIRECT, NEWS, WORK, decode_down, pack
 from stublet.shm.ring import SLOTS
@@ -56,6 +57,22 @@ def test_it_finishes_behind_everything_else(stub: Stub) -> None:
     stub.channel.flush()
     stub.channel.flush()
     assert [record[0] for record in stub.records()] == [WORK, FINALIZE] and not stub.channel.stuck
+
+
+# ---- what is over ----
+
+
+def test_an_answer_is_told_of_before_what_is_over_is_put_away(stub: Stub) -> None:
+    stub.hand(stub.request(100))
+    stub.up.push(pack((NEWS, (), [result(0)], ())))
+    news = News()
+    stub.channel.drain(news)
+    assert [request.key for request, _, _ in news.settled] == [0] and stub.in_use() == 1 and list(stub.channel.in_flight) == [0]
+    with pytest.raises(ProtocolError, match="request 0 is answered but was not handed over"):
+        stub.up.push(pack((NEWS, (), [result(0)], ())))
+        stub.channel.drain(News())
+    stub.channel.put_away(news)
+    assert stub.in_use() == 0 and not stub.channel.in_flight
 
 
 # ---- what is given back to the stub ----
