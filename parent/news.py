@@ -41,8 +41,8 @@ only the last response was still to come, None and (); or None, None and the key
 
 class News:
     """What was found in a ring. ``settled``: requests with an outcome, and whether it is the last. ``returned``: how many executions are
-    over. ``over``: what nobody needs any more. ``again``: requests that the model wants to execute once more. ``calls`` and ``cancelled_calls``: what the model asks of other
-    models, in order of the calls."""
+    over. ``over``: what is to be put away. ``again``: requests that the model wants to execute once more. ``calls`` and ``cancelled_calls``:
+    what the model asks of other models, in order of the calls."""
 
     __slots__ = ("again", "calls", "cancelled_calls", "over", "returned", "settled")
 

@@ -19,7 +19,8 @@ _STUCK_SECONDS = 0.002
 
 
 class Pump:
-    """Works under the lock of its model: ``flush``, ``flush_begun`` and ``flush_soon`` are called under it, everything else takes it where that is needed.
+    """Works under the lock of its model: ``flush``, ``flush_begun`` and ``flush_soon`` are called under it, everything else takes it where
+    that is needed.
 
     ``dirty``: the instances for which something is pending.
     """

@@ -49,7 +49,8 @@ class Scan(NamedTuple):
 
 
 def scan(roots: Sequence[str]) -> Scan:
-    """The models of all repositories. Files, hidden directories, those whose names are not UTF-8, and those with neither versions nor a config are ignored.
+    """The models of all repositories. Files, hidden directories, those whose names are not UTF-8, and those with neither versions nor a config
+    are ignored.
 
     Raises:
         RepositoryError: a root is not a directory, or cannot be read.

@@ -39,8 +39,8 @@ class Disconnected(Exception):
 
 
 class Exchange:
-    """A request to ``core``, whose ``scope`` is ASGI's, and the way of its answer. ``started`` once the head of an answer was sent. ``trace``, if it has
-    one, must be held by nobody else for longer than the request: an exception may keep the variables of whoever raised it."""
+    """A request to ``core``, whose ``scope`` is ASGI's, and the way of its answer. ``started`` once the head of an answer was sent. ``trace``,
+    if it has one, must be held by nobody else for longer than the request: an exception may keep the variables of whoever raised it."""
 
     __slots__ = ("_core", "receive", "scope", "send", "started", "trace")
 
